@@ -1,0 +1,1 @@
+"""Runs on the operator's machine or a CI runner. Never imports torch, `node` or `worker`."""

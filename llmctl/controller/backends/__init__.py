@@ -1,0 +1,1 @@
+"""Places node agents somewhere, lists them, ends them. SSH is the default."""

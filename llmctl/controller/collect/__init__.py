@@ -1,0 +1,1 @@
+"""Logs, status and checkpoints back from the hosts: incremental, resumable, checked."""

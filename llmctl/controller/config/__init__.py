@@ -1,0 +1,1 @@
+"""YAML, environment and flags become one checked value."""

@@ -1,0 +1,165 @@
+"""The YAML that people write, as pydantic models: strict, unknown keys refused.
+
+docs/reference/config.md is generated from these, so every field says what it means.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")]
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Strict(BaseModel):
+    """An unknown key is an error; a value of the wrong type is not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+
+class HostDefaults(Strict):
+    """What every host of the file has unless it says otherwise."""
+
+    user: str | None = Field(None, description="login name; else `~/.ssh/config`, else your own")
+    port: int | None = Field(None, ge=1, le=65535, description="SSH port; else `~/.ssh/config`, else 22")
+    identity_file: str | None = Field(None, description="private key; else ssh-agent and the usual keys")
+    workdir: str = Field("~/.llmctl", description="where llmctl keeps everything on the host")
+    python: str = Field("python3", description="interpreter that has torch; absolute, or found on PATH")
+    slots: int | None = Field(None, ge=1, description="ranks per host; else its GPUs, else 1")
+    proxy_jump: str | None = Field(None, description="host to jump through: a name here or `user@addr:port`")
+
+
+class HostEntry(Strict):
+    """One machine."""
+
+    name: HostName = Field(description="what every message calls it")
+    addr: str = Field(description="address or `~/.ssh/config` alias; `local`: this machine, without SSH")
+    user: str | None = Field(None, description="as in `defaults`")
+    port: int | None = Field(None, ge=1, le=65535, description="as in `defaults`")
+    identity_file: str | None = Field(None, description="as in `defaults`")
+    workdir: str | None = Field(None, description="as in `defaults`")
+    python: str | None = Field(None, description="as in `defaults`")
+    slots: int | None = Field(None, ge=1, description="as in `defaults`")
+    proxy_jump: str | None = Field(None, description="as in `defaults`")
+    internal_addr: str | None = Field(None, description="IP by which the other hosts reach this one")
+    interface: str | None = Field(None, description="network interface for the job; else by route")
+
+
+class Pool(Strict):
+    """Hosts that work together."""
+
+    hosts: list[HostEntry] = Field(min_length=1, description="the machines, in rank order")
+
+
+class HostsFile(Strict):
+    """`hosts.yaml`: the inventory."""
+
+    version: Literal[1] = Field(description="form of this file")
+    defaults: HostDefaults = Field(default_factory=HostDefaults, description="for all hosts")
+    pools: dict[Name, Pool] = Field(min_length=1, description="named groups of hosts")
+
+
+class CodeSection(Strict):
+    """What is pushed to the hosts."""
+
+    path: str = Field(".", description="folder to push, relative to this file; `.gitignore` rules apply")
+
+
+class EnvSection(Strict):
+    """Environment of the ranks; nothing else of yours is forwarded."""
+
+    set: dict[EnvName, str] = Field(default_factory=dict, description="names and values")
+    pass_: list[EnvName] = Field(default_factory=list, alias="pass", description="taken from your shell")
+    secrets: list[EnvName] = Field(
+        default_factory=list,
+        description="taken from your shell, sent on the agent's stdin, never written or shown",
+    )
+
+
+class DataSection(Strict):
+    """The tokenised corpus."""
+
+    uri: str = Field(description="folder of token shards made by `llmctl data shard`; a path or fsspec URL")
+
+
+class TrainSection(Strict):
+    """How the ranks are started."""
+
+    script: str | None = Field(
+        None, description="your script, relative to `code.path`; without it the recipe trains"
+    )
+    args: list[str] = Field(default_factory=list, description="its arguments; `--` on the command line adds")
+    backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with GPUs, else gloo")
+    launcher: Literal["torchrun", "direct"] = Field(
+        "torchrun", description="direct: the agent starts the ranks itself, about 1.4 s sooner"
+    )
+    pg_timeout_s: float = Field(600.0, gt=0, description="process-group timeout, seconds")
+    grace_s: float = Field(20.0, ge=0, description="seconds between SIGTERM and SIGKILL on a stop")
+
+
+class OptimizerSection(Strict):
+    """AdamW with warm-up and a cosine schedule."""
+
+    lr: float = Field(3e-4, gt=0, description="peak learning rate")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="share of `lr` left at the last step")
+    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
+    betas: list[float] = Field(default=[0.9, 0.95], min_length=2, max_length=2, description="Adam's betas")
+    weight_decay: float = Field(0.1, ge=0, description="on matrices only")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
+    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+
+
+class ModelSection(Strict):
+    """The built-in decoder: a size by name, and what differs from it."""
+
+    size: str = Field("tiny", description="`tiny`, `small`, `125m`, `350m`, `1b`, `3b`, `7b`")
+    layers: int | None = Field(None, ge=1, description="decoder blocks")
+    dim: int | None = Field(None, ge=8, description="width of the residual stream")
+    heads: int | None = Field(None, ge=1, description="query heads")
+    kv_heads: int | None = Field(None, ge=1, description="key and value heads; fewer than `heads`: GQA")
+    ffn_dim: int | None = Field(None, ge=8, description="width of the SwiGLU layer")
+    tied_head: bool | None = Field(None, description="share the embedding with the output head")
+    rope_theta: float | None = Field(None, gt=0, description="base of the rotary embedding")
+
+
+class RecipeSection(Strict):
+    """The built-in recipe; ignored where `train.script` is set."""
+
+    model: ModelSection = Field(default_factory=ModelSection, description="the decoder")
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="the optimizer")
+    steps: int = Field(200, ge=1, description="optimizer steps in all")
+    global_batch: int = Field(16, ge=1, description="samples per step over all ranks")
+    micro_batch: int = Field(8, ge=1, description="samples per forward pass and rank")
+    sequence_length: int = Field(256, ge=8, description="tokens per sample")
+    seed: int = Field(0, ge=0, description="of weights and sample order")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where it helps")
+    log_every: int = Field(10, ge=1, description="steps between log lines")
+    threads: int | None = Field(None, ge=1, description="CPU threads per rank; else cores / local ranks")
+    tensorboard: bool = Field(True, description="write TensorBoard files where the package is there")
+
+
+class CheckpointSection(Strict):
+    """Checkpoints of the recipe."""
+
+    uri: str | None = Field(None, description="store for checkpoints; else each host's run directory")
+    every: int = Field(100, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(3, ge=1, description="committed checkpoints that stay")
+    resume: bool = Field(True, description="continue from the last committed one")
+
+
+class JobFile(Strict):
+    """`job.yaml`: one job."""
+
+    version: Literal[1] = Field(description="form of this file")
+    name: Name = Field(description="first part of the run's id")
+    pool: Name | None = Field(None, description="pool of hosts.yaml; not needed where it has only one")
+    nodes: int | None = Field(None, ge=1, description="hosts to use, from the pool's first; else all")
+    code: CodeSection | None = Field(None, description="what to push; needed with `train.script`")
+    env: EnvSection = Field(default_factory=EnvSection, description="environment of the ranks")
+    data: DataSection | None = Field(None, description="the corpus; needed by the recipe")
+    train: TrainSection = Field(default_factory=TrainSection, description="how to start")
+    recipe: RecipeSection = Field(default_factory=RecipeSection, description="the built-in recipe")
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="checkpoints")

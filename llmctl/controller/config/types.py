@@ -1,0 +1,73 @@
+"""What the rest of the controller works with: merged, resolved, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmctl.controller.config.models import JobFile
+
+LOCAL = "local"
+"""The `addr` of a host that is this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """One inventory entry with its file's defaults merged in. `~` in workdir is the host's, not ours."""
+
+    name: str
+    addr: str
+    user: str | None = None
+    port: int | None = None
+    identity_file: str | None = None
+    workdir: str = "~/.llmctl"
+    python: str = "python3"
+    slots: int | None = None
+    proxy_jump: str | None = None
+    internal_addr: str | None = None
+    interface: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return self.addr == LOCAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """hosts.yaml, resolved. `path` is the file it came from."""
+
+    path: str
+    pools: dict[str, tuple[Host, ...]]
+
+    def all_hosts(self) -> tuple[Host, ...]:
+        """Every host once, in file order."""
+        seen: dict[str, Host] = {}
+        for hosts in self.pools.values():
+            for host in hosts:
+                seen.setdefault(host.name, host)
+        return tuple(seen.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything one `train` was asked to do: files, environment and flags merged.
+
+    Attributes:
+        hosts: the hosts to use, in rank order.
+        job: the job with every override applied.
+        base: folder that relative paths of the job are relative to (that of job.yaml).
+        env: environment of the ranks, `pass` resolved.
+        secrets: names and values; never printed (repr hides them) and never part of a Plan.
+    """
+
+    hosts: tuple[Host, ...]
+    job: JobFile
+    base: str
+    env: dict[str, str]
+    secrets: Secrets
+
+
+class Secrets(dict[str, str]):
+    """Secret environment values; its repr shows names only."""
+
+    def __repr__(self) -> str:
+        return "Secrets(" + ", ".join(f"{name}=***" for name in self) + ")"

@@ -1,0 +1,1 @@
+"""Runs steps on many hosts at once and returns one result per host."""

@@ -1,0 +1,1 @@
+"""The operator's own record of runs. It can be lost: the hosts can rebuild it."""

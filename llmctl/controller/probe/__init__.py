@@ -1,0 +1,1 @@
+"""A fact is a command text and a pure parser of its output."""

@@ -1,0 +1,1 @@
+"""The only importer of paramiko: connections, host keys, exec, push, pull."""

@@ -1,0 +1,1 @@
+"""The only importer of rich: tables, progress, the live view."""

@@ -1,0 +1,135 @@
+"""Where everything lies below a host's workdir. Both sides build paths only from here.
+
+<workdir>/                      default ~/.llmctl, mode 0700
+  agent/<hash>.pyz              node agent and worker code, one file, named by its own hash
+  agent/<hash>/                 the same unpacked: PYTHONPATH of the workers
+  code/<tree-hash>/             pushed source, shared by runs, never run in; renamed into place when whole
+  cache/                        verified copies of shards
+  runs/<run-id>/
+    node.json                   NodeSpec: what this host was told (no secrets)
+    code/                       this run's own copy of the tree: the job's cwd
+    lease.json                  Lease, rewritten every lease interval while the agent lives
+    events.jsonl                Event lines with a sequence number and the host's clock
+    stop.json                   StopRequest: its presence asks the agent to end the run
+    attempt-<n>/rank-<global>.log    stdout and stderr of one rank
+    attempt-<n>/rank-<global>.json   RankExit, written when the rank has ended
+    attempt-<n>/launcher.log         what torchrun itself said
+    attempt-<n>/agent.log            the agent's own troubles, normally empty
+    attempt-<n>/metrics.jsonl        metric lines (wire/metrics.py), written by rank 0
+    attempt-<n>/tensorboard/         event files of the built-in recipe
+    attempt-<n>/exit.json            NodeExit: the node's verdict, written last
+    checkpoints/                only where no shared store is configured
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,47}-[0-9a-f]{4,12}\Z")
+"""A run's id: its job's name and a few random hex digits. Safe as a file name and in a shell."""
+
+TREE_HASH = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True)
+class HostLayout:
+    """Paths below one host's workdir (absolute, POSIX)."""
+
+    workdir: str
+
+    @property
+    def code(self) -> str:
+        return posixpath.join(self.workdir, "code")
+
+    @property
+    def agents(self) -> str:
+        return posixpath.join(self.workdir, "agent")
+
+    @property
+    def cache(self) -> str:
+        return posixpath.join(self.workdir, "cache")
+
+    @property
+    def runs(self) -> str:
+        return posixpath.join(self.workdir, "runs")
+
+    def tree(self, tree_hash: str) -> str:
+        return posixpath.join(self.code, tree_hash)
+
+    def agent(self, agent_hash: str) -> str:
+        return posixpath.join(self.agents, agent_hash + ".pyz")
+
+    def agent_dir(self, agent_hash: str) -> str:
+        return posixpath.join(self.agents, agent_hash)
+
+    def run(self, run_id: str) -> RunLayout:
+        return RunLayout(posixpath.join(self.runs, run_id))
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths below one run's directory on one host."""
+
+    root: str
+
+    @property
+    def node_spec(self) -> str:
+        return posixpath.join(self.root, "node.json")
+
+    @property
+    def code(self) -> str:
+        return posixpath.join(self.root, "code")
+
+    @property
+    def lease(self) -> str:
+        return posixpath.join(self.root, "lease.json")
+
+    @property
+    def events(self) -> str:
+        return posixpath.join(self.root, "events.jsonl")
+
+    @property
+    def stop_request(self) -> str:
+        return posixpath.join(self.root, "stop.json")
+
+    @property
+    def checkpoints(self) -> str:
+        return posixpath.join(self.root, "checkpoints")
+
+    def attempt(self, number: int) -> AttemptLayout:
+        return AttemptLayout(posixpath.join(self.root, f"attempt-{number}"))
+
+
+@dataclass(frozen=True)
+class AttemptLayout:
+    """Paths below one attempt's directory on one host."""
+
+    root: str
+
+    @property
+    def launcher_log(self) -> str:
+        return posixpath.join(self.root, "launcher.log")
+
+    @property
+    def agent_log(self) -> str:
+        return posixpath.join(self.root, "agent.log")
+
+    @property
+    def metrics(self) -> str:
+        return posixpath.join(self.root, "metrics.jsonl")
+
+    @property
+    def exit(self) -> str:
+        return posixpath.join(self.root, "exit.json")
+
+    @property
+    def tensorboard(self) -> str:
+        return posixpath.join(self.root, "tensorboard")
+
+    def rank_log(self, rank: int) -> str:
+        return posixpath.join(self.root, f"rank-{rank}.log")
+
+    def rank_exit(self, rank: int) -> str:
+        return posixpath.join(self.root, f"rank-{rank}.json")

@@ -1,0 +1,81 @@
+"""Manifests of data and checkpoints: the list of files with sizes and hashes that is always written last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+SHARD_MANIFEST = "manifest.json"
+"""Name of the ShardManifest below a data URI: a folder without it holds no data set."""
+
+COMMIT_MARKER = "COMMIT.json"
+"""Name of the CheckpointManifest below a checkpoint: a folder without it is no checkpoint."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file, path relative to its manifest, POSIX separators, size in bytes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One token shard: `<name>.bin` (little-endian tokens), `<name>.idx` (uint64 start of each document)."""
+
+    name: str
+    tokens: int
+    documents: int
+    bin: FileEntry
+    idx: FileEntry
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """A tokenised corpus. Same input and settings give the same bytes, so the same manifest.
+
+    Attributes:
+        dtype: `uint16` or `uint32`.
+        tokenizer: `bytes`, or the file name of a Hugging Face `tokenizer.json` stored beside the manifest.
+        eos: id appended after each document.
+        settings: what shaped the bytes (field, shard size ...), for people and for resuming.
+    """
+
+    dtype: str
+    vocab_size: int
+    eos: int
+    tokenizer: str
+    tokens: int
+    documents: int
+    shards: tuple[ShardEntry, ...]
+    tokenizer_file: Optional[FileEntry] = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """COMMIT.json of one checkpoint: its presence, with every listed file, makes it one.
+
+    Attributes:
+        step: optimizer steps done; with the recipe's seed and global batch also the data position.
+        attempt: which attempt wrote it.
+        world_size: ranks that wrote it; loading does not depend on it.
+        model: the worker's ModelConfig as plain values, enough to build the model without the job.
+    """
+
+    run_id: str
+    attempt: int
+    step: int
+    world_size: int
+    created_at: float
+    files: tuple[FileEntry, ...]
+    model: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of one checkpoint: `step-00000100`; sorts by step."""
+    return f"step-{step:08d}"

@@ -1,0 +1,83 @@
+"""What a host is told: one NodeSpec per host and attempt, without secrets, stored as node.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from llmctl.wire.recipe import RecipeSpec
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One host of a run, as every other host and any later controller knows it."""
+
+    host: str
+    addr: str
+    node_rank: int
+    nproc: int
+    first_rank: int
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """How the agent starts this node's ranks.
+
+    Attributes:
+        launcher: `torchrun`, or `direct`: the agent starts the ranks itself with torchrun's environment.
+        python: the interpreter on this host that runs launcher and ranks.
+        command: what each rank runs, after the interpreter: `("train.py", "--lr", "1")` or
+            `("-m", "llmctl.worker.train")`.
+        interface: the network interface towards the master; None on a single node.
+        pg_timeout_s: process-group timeout that the recipe sets and scripts find in LLMCTL_PG_TIMEOUT_S.
+    """
+
+    launcher: str
+    python: str
+    command: tuple[str, ...]
+    nnodes: int
+    node_rank: int
+    nproc: int
+    world_size: int
+    first_rank: int
+    master_addr: str
+    master_port: int
+    interface: Optional[str] = None
+    pg_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """Everything one host is told about one attempt of a run; written to node.json, so no secret values.
+
+    Attributes:
+        created_at: Unix time on the controller's clock.
+        tree: hash of the pushed code tree, or None where the job pushes none.
+        agent: hash of the agent archive that this run was started with.
+        env: environment of the ranks (no secrets).
+        secret_names: names whose values came on the agent's stdin; logs and displays mask the values.
+        checkpoint_uri: store for checkpoints; None: the run directory's `checkpoints/`.
+        total_steps: for progress and ETA; None where only the script knows.
+        recipe: settings of the built-in recipe; None for the user's own script.
+        job: the job as written, for displays and `resume`; secrets are names in it, never values.
+    """
+
+    run_id: str
+    run_name: str
+    host: str
+    attempt: int
+    created_at: float
+    workdir: str
+    launch: LaunchSpec
+    peers: tuple[Peer, ...]
+    agent: str
+    tree: Optional[str] = None
+    env: dict[str, str] = field(default_factory=dict)
+    secret_names: tuple[str, ...] = ()
+    data_uri: Optional[str] = None
+    checkpoint_uri: Optional[str] = None
+    total_steps: Optional[int] = None
+    recipe: Optional[RecipeSpec] = None
+    job: dict[str, Any] = field(default_factory=dict)
+    lease_s: float = 2.0
+    grace_s: float = 20.0

@@ -1,0 +1,1 @@
+"""Runs once per rank, started by the launcher: the built-in recipe and what scripts may import."""
