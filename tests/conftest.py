@@ -1,0 +1,37 @@
+"""Fixtures that every suite may use: the lab of real SSH hosts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.hosts import Lab, try_up
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two SSH hosts, node0 and node1, one lab per test session. Mark such tests with `hosts`."""
+    with try_up(2) as started:
+        if isinstance(started, str):
+            if os.environ.get("LLMCTL_REQUIRE_HOSTS") == "1":
+                pytest.fail(f"SSH hosts are required here but: {started}")
+            pytest.skip(f"no SSH hosts: {started}")
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _no_fault_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A partition, a freeze or a dead host of one test is never the next one's surprise."""
+    yield
+    if "lab" in request.fixturenames:
+        request.getfixturevalue("lab").restore()
+
+
+@pytest.fixture
+def in_lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """The lab, with this test's thread inside the client's network and its ssh_config in the environment."""
+    monkeypatch.setenv("LLMCTL_SSH_CONFIG", str(lab.ssh_config))
+    with lab.inside():
+        yield lab
