@@ -9,15 +9,26 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")]
-HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")]
-EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
+HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+PATTERN_WORDS = {
+    NAME: "lower-case letters, digits and `-` (1 to 48)",
+    HOST_NAME: "letters, digits, `.`, `_` and `-` (1 to 64), a letter or digit first and last",
+    ENV_NAME: "the name of an environment variable: letters, digits and `_`, no digit first",
+}
+"""What an error says of a text that does not fit its pattern."""
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+HostName = Annotated[str, StringConstraints(pattern=HOST_NAME)]
+EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
 
 
 class Strict(BaseModel):
     """An unknown key is an error; a value of the wrong type is not converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class HostDefaults(Strict):
@@ -163,3 +174,15 @@ class JobFile(Strict):
     train: TrainSection = Field(default_factory=TrainSection, description="how to start")
     recipe: RecipeSection = Field(default_factory=RecipeSection, description="the built-in recipe")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="checkpoints")
+
+
+class SettingsFile(Strict):
+    """`llmctl.yaml` of a project and `~/.config/llmctl/config.yaml`: settings of the tool itself."""
+
+    version: Literal[1] = Field(1, description="form of this file")
+    hosts: str | None = Field(None, description="hosts file, relative to this file")
+    pool: Name | None = Field(None, description="pool for jobs that name none")
+    output: Literal["text", "json"] = Field("text", description="what read commands print")
+    color: Literal["auto", "always", "never"] = Field("auto", description="auto: on a terminal")
+    connect_timeout_s: float = Field(10.0, gt=0, description="seconds for one host to answer")
+    state_dir: str | None = Field(None, description="the ledger and caches; else the XDG state folder")

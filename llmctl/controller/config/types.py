@@ -56,7 +56,9 @@ class RunConfig:
         job: the job with every override applied.
         base: folder that relative paths of the job are relative to (that of job.yaml).
         env: environment of the ranks, `pass` resolved.
-        secrets: names and values; never printed (repr hides them) and never part of a Plan.
+        secrets: names and values; never printed (repr hides them) and never part of a Plan. The job
+            itself holds their names only.
+        notes: things a person should hear once before the start; none stops it.
     """
 
     hosts: tuple[Host, ...]
@@ -64,6 +66,7 @@ class RunConfig:
     base: str
     env: dict[str, str]
     secrets: Secrets
+    notes: tuple[str, ...] = ()
 
 
 class Secrets(dict[str, str]):

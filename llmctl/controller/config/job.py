@@ -1,0 +1,179 @@
+"""job.yaml + inventory + flags + environment -> RunConfig: everything a `train` was asked to do, checked.
+
+Every mistake that can be seen without a host is refused here, before anything is connected to.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llmctl.controller.config.checking import check_document
+from llmctl.controller.config.inventory import select_hosts
+from llmctl.controller.config.models import JobFile
+from llmctl.controller.config.overrides import NO_OVERRIDES, JobOverrides, apply_overrides
+from llmctl.controller.config.secrets import refuse_password_in_uri, secret_notes, split_secrets
+from llmctl.controller.config.types import Inventory, RunConfig
+from llmctl.controller.config.yamlfile import read_yaml
+from llmctl.errors import ConfigError
+from llmctl.wire import environment
+
+LAUNCHER_NAMES = frozenset(
+    (
+        *environment.MEANING,
+        "RANK",
+        "LOCAL_RANK",
+        "GROUP_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )
+)
+"""Variables that the launch itself sets; a job that sets one could not work."""
+
+FILES_SEARCHED = 5000
+"""Names looked at for the nearest one to a script that does not exist."""
+
+
+def load_job(path: str | Path) -> JobFile:
+    """The job in the file at `path`. Raises ConfigError."""
+    return check_document(JobFile, read_yaml(path), "the job")
+
+
+def resolve(
+    job: JobFile,
+    inventory: Inventory,
+    *,
+    overrides: JobOverrides = NO_OVERRIDES,
+    environ: Mapping[str, str],
+    base: str | Path,
+    default_pool: str | None = None,
+) -> RunConfig:
+    """Everything merged and checked.
+
+    Args:
+        base: folder that relative paths of the job are relative to.
+        default_pool: the pool of the tool's settings, for a job that names none.
+
+    Raises:
+        ConfigError: a wrong override, pool, host glob, script, secret or combination.
+    """
+    base = Path(base).absolute()
+    written = apply_overrides(job, overrides, environ)
+    _check_env_names(written)
+    merged, secrets = split_secrets(written, environ)
+    merged = _with_absolute_uris(merged, base)
+    _check_work(merged, base)
+    pool = merged.pool or default_pool
+    hosts = select_hosts(inventory, pool=pool, nodes=merged.nodes, limit=overrides.limit)
+    if overrides.nproc is not None:
+        hosts = tuple(replace(host, slots=overrides.nproc) for host in hosts)
+    passed = {name: environ[name] for name in merged.env.pass_ if name in environ}
+    return RunConfig(
+        hosts=hosts,
+        job=merged,
+        base=str(base),
+        env={**passed, **merged.env.set},
+        secrets=secrets,
+        notes=(*secret_notes(written, merged), *_ignored_notes(merged)),
+    )
+
+
+def job_for_record(job: JobFile) -> dict[str, Any]:
+    """The job as plain values for node.json and the ledger: secrets are names in it, never values."""
+    cleaned, _ = split_secrets(job, _AnyValue())
+    return cleaned.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class _AnyValue(dict[str, str]):
+    """An environment in which everything is set: for recording, only the names matter."""
+
+    def get(self, _key: str, _default: Any = None) -> str:
+        return "***"
+
+    def __contains__(self, _key: object) -> bool:
+        return True
+
+
+def _check_env_names(job: JobFile) -> None:
+    for key, names in (("set", job.env.set), ("pass", job.env.pass_), ("secrets", job.env.secrets)):
+        for name in names:
+            if name in LAUNCHER_NAMES:
+                raise ConfigError(f"`env.{key}` has {name}, which llmctl itself sets for every rank")
+
+
+def _with_absolute_uris(job: JobFile, base: Path) -> JobFile:
+    """The job's folder means nothing on a host, so a relative path is made absolute here."""
+    update: dict[str, Any] = {}
+    if job.data is not None:
+        update["data"] = job.data.model_copy(update={"uri": _absolute(job.data.uri, "data.uri", base)})
+    if job.checkpoint.uri is not None:
+        uri = _absolute(job.checkpoint.uri, "checkpoint.uri", base)
+        update["checkpoint"] = job.checkpoint.model_copy(update={"uri": uri})
+    return job.model_copy(update=update)
+
+
+def _absolute(uri: str, key: str, base: Path) -> str:
+    if not uri:
+        raise ConfigError(f"`{key}` is empty")
+    refuse_password_in_uri(uri, key)
+    if "://" in uri or "::" in uri or uri.startswith("~"):
+        return uri
+    return str(base / uri)
+
+
+def _check_work(job: JobFile, base: Path) -> None:
+    if job.train.script is not None:
+        _check_script(job, job.train.script, base)
+        return
+    if job.train.args:
+        raise ConfigError(
+            "arguments without `train.script`: the built-in recipe takes none",
+            hint="set `train.script`, or set the recipe's keys: --set recipe.steps=50",
+        )
+    if job.data is None:
+        raise ConfigError(
+            "the built-in recipe needs `data.uri`",
+            hint="llmctl data shard makes such a folder from text; your own script needs `train.script`",
+        )
+    if job.code is not None:
+        _code_folder(job.code.path, base)
+
+
+def _check_script(job: JobFile, script: str, base: Path) -> None:
+    if job.code is None:
+        raise ConfigError(
+            "`train.script` needs `code`: what to push", hint="add `code: {path: .}` to the job"
+        )
+    folder = _code_folder(job.code.path, base)
+    path = folder / script
+    if Path(script).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"script {script} is outside {folder}, which is all that is pushed")
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else f"does not exist in {folder}"
+        near = difflib.get_close_matches(script, _scripts(folder), n=1, cutoff=0.5)
+        raise ConfigError(f"script {script} {kind}", hint=f"did you mean {near[0]}?" if near else None)
+
+
+def _code_folder(path: str, base: Path) -> Path:
+    folder = (base / Path(path).expanduser()).resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"`code.path`: {folder} is not a folder")
+    return folder
+
+
+def _scripts(folder: Path) -> list[str]:
+    """Python files two levels deep; enough for a suggestion, and quick in a large tree."""
+    found = (path for pattern in ("*.py", "*/*.py", "*/*/*.py") for path in folder.glob(pattern))
+    return [path.relative_to(folder).as_posix() for path in islice(found, FILES_SEARCHED)]
+
+
+def _ignored_notes(job: JobFile) -> tuple[str, ...]:
+    if job.train.script is None or "recipe" not in job.model_fields_set:
+        return ()
+    return ("`recipe` is ignored: `train.script` is set",)
