@@ -1,0 +1,1 @@
+"""The built-in model: its configuration, the sizes by name, and the decoder itself."""

@@ -1,0 +1,184 @@
+"""The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Layers lie in a ModuleDict under their global index, so that a pipeline stage that holds layers 8..15
+has the same parameter names as the whole model, and one checkpoint fits every layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmctl.worker.model.config import ModelConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class KVCache:
+    """Keys and values seen so far: per layer [batch, kv_heads, capacity, head_dim]; `length` are filled."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    length: int = 0
+
+    @classmethod
+    def empty(cls, config: ModelConfig, *, batch: int, capacity: int, like: Tensor) -> KVCache:
+        """Room for `capacity` positions, on the device and in the dtype of `like`."""
+        shape = (batch, config.kv_heads, capacity, config.head_dim)
+        keys = [like.new_empty(shape) for _ in range(config.layers)]
+        return cls(keys=keys, values=[torch.empty_like(key) for key in keys])
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new positions of one layer; returns all its keys and values up to and with them."""
+        end = self.length + keys.shape[2]
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, over the last axis, computed in fp32 whatever the autocast dtype."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+
+
+def rope_tables(
+    positions: int, head_dim: int, theta: float, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, each [positions, head_dim], the two halves alike."""
+    rates = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float64), rates)
+    doubled = torch.cat((angles, angles), dim=-1)
+    return doubled.cos().float(), doubled.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + head_dim/2) of x [batch, heads, positions, head_dim] by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.q = nn.Linear(config.dim, config.dim, bias=False)
+        self.k = nn.Linear(config.dim, config.kv_dim, bias=False)
+        self.v = nn.Linear(config.dim, config.kv_dim, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        batch, length, _ = x.shape
+        heads = (batch, length, -1, self.config.head_dim)
+        q = rotate(self.q(x).view(heads).transpose(1, 2), cos, sin)
+        k = rotate(self.k(x).view(heads).transpose(1, 2), cos, sin)
+        v = self.v(x).view(heads).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=_late_mask(length, k.shape[2], x.device),
+            is_causal=length == k.shape[2] and length > 1,
+            enable_gqa=self.config.kv_heads != self.config.heads,
+        )
+        joined: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return joined
+
+
+def _late_mask(queries: int, keys: int, device: torch.device) -> Tensor | None:
+    """Who sees whom where several new positions follow a filled cache; None where SDPA needs no mask."""
+    if queries in (1, keys):
+        return None
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrowed: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return narrowed
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache, layer)
+        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Tokens [batch, positions] -> logits [batch, positions, vocab_size]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleDict({str(index): Block(config) for index in range(config.layers)})
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = None if config.tied_head else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self._rope: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        start = cache.length if cache is not None else 0
+        cos, sin = self._angles(start, start + tokens.shape[1], tokens.device)
+        x = self.embed(tokens)
+        for name, block in self.layers.items():
+            x = block(x, cos, sin, cache, int(name))
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        x = self.norm(x)
+        return F.linear(x, self.embed.weight if self.head is None else self.head.weight)
+
+    def _angles(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows start..end of the rotary tables, which grow by doubling and are no part of a checkpoint."""
+        if self._rope is None or self._rope[0].shape[0] < end or self._rope[0].device != device:
+            room = max(256, 1 << (end - 1).bit_length())
+            self._rope = rope_tables(room, self.config.head_dim, self.config.rope_theta, device)
+        cos, sin = self._rope
+        return cos[start:end], sin[start:end]
+
+
+@torch.no_grad()
+def initialise(model: Decoder, generator: torch.Generator) -> None:
+    """Random weights: fan-in scaled, and smaller where a layer adds to the residual stream."""
+    shrink = (2 * model.config.layers) ** -0.5
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            parameter.fill_(1.0)
+            continue
+        is_table = name.startswith(("embed", "head"))
+        std = 0.02 if is_table else parameter.shape[1] ** -0.5
+        adds = name.endswith(("attention.out.weight", "ffn.down.weight"))
+        parameter.normal_(0.0, std * (shrink if adds else 1.0), generator=generator)
