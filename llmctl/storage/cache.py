@@ -1,0 +1,164 @@
+"""Local files whose hash is known to be right: checked in place, or copied from a store and checked.
+
+What was checked once is remembered by (path, size, mtime, inode, hash), so that a restart need not read
+everything again. Many processes of one host may ask for the same file at once: one works, the others wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmctl.errors import ConfigError, DeadlineError, IntegrityError
+from llmctl.storage.faults import explained
+from llmctl.storage.files import Store
+from llmctl.storage.hashing import check, sha256_file
+from llmctl.storage.local import write_beside
+from llmctl.wire.manifests import FileEntry
+
+LOCK_S = 900.0
+"""How long to wait for another process of this host that fetches or checks the same file."""
+
+_POLL_S = 0.05
+
+
+class FileCache:
+    """Verified local paths for the files of stores.
+
+    Args:
+        folder: for copies and remembered checks; None: local stores only, and checks last for this process.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._known: dict[str, str] = {}
+
+    def verified(self, store: Store, entry: FileEntry) -> Path:
+        """A local file with exactly the bytes of `entry`.
+
+        Raises:
+            IntegrityError: the store's bytes are not those; names file, expected and found.
+            NotFoundError, TransferError, DeadlineError: they can't be had.
+        """
+        path = self._place(store, entry)
+        if self._is_known(path, entry):
+            return path
+        with self._host_lock(entry.sha256):
+            if store.local_root is not None:
+                self._check(path, entry)
+            else:
+                self._copy(store, entry, path)
+        return path
+
+    def _place(self, store: Store, entry: FileEntry) -> Path:
+        if store.local_root is not None:
+            return store.local_root / entry.path
+        if self._folder is None:
+            raise ConfigError(f"{store.uri} is remote: reading it needs a cache folder")
+        return self._folder / "files" / entry.sha256
+
+    def _is_known(self, path: Path, entry: FileEntry) -> bool:
+        """Checked before, by this process: no lock, so nobody waits behind another file's download."""
+        return str(path) in self._known and path.exists() and self._known[str(path)] == _stamp(path, entry)
+
+    def _copy(self, store: Store, entry: FileEntry, path: Path) -> None:
+        if path.exists():
+            try:
+                self._check(path, entry)
+                return
+            except IntegrityError:
+                path.unlink(missing_ok=True)  # rotten on this disk; the store has the good one
+        fetch(store, entry, path)
+        self._remember(path, entry)
+
+    def _check(self, path: Path, entry: FileEntry) -> None:
+        with explained("read", str(path)):
+            stamp = _stamp(path, entry)
+        if self._remembered(path) == stamp:
+            self._known[str(path)] = stamp
+            return
+        digest, size = sha256_file(path)
+        check(str(path), entry, digest, size)
+        self._remember(path, entry)
+
+    def _remembered(self, path: Path) -> str | None:
+        if self._folder is None:
+            return None
+        try:
+            return _note(self._folder, path).read_text(encoding="utf-8")
+        except OSError:
+            return None  # never checked, or unreadable: then it is checked again
+
+    def _remember(self, path: Path, entry: FileEntry) -> None:
+        stamp = _stamp(path, entry)
+        self._known[str(path)] = stamp
+        if self._folder is not None:
+            with explained("write", str(self._folder)), write_beside(_note(self._folder, path)) as stream:
+                stream.write(stamp.encode())
+
+    @contextmanager
+    def _host_lock(self, name: str) -> Iterator[None]:
+        if self._folder is None:
+            yield
+            return
+        with locked(self._folder / "locks" / name[:32]):
+            yield
+
+
+def fetch(store: Store, entry: FileEntry, path: Path) -> None:
+    """Copy `entry` to `path`, hashed on the way; `path` appears only when every byte is right.
+
+    Raises:
+        IntegrityError: other bytes came; nothing is left at `path`.
+    """
+    digest, size = hashlib.sha256(), 0
+    with store.open_read(entry.path) as source, explained("write", str(path)), write_beside(path) as target:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+            target.write(chunk)
+        check(store.where(entry.path), entry, digest.hexdigest(), size)
+
+
+@contextmanager
+def locked(path: Path, deadline_s: float = LOCK_S) -> Iterator[None]:
+    """Hold an exclusive lock among the processes of this host; the kernel drops it when its holder dies.
+
+    Raises:
+        DeadlineError: another process held it for `deadline_s`.
+    """
+    with explained("lock", str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _acquire(descriptor, path, deadline_s)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, deadline_s: float) -> None:
+    end = time.monotonic() + deadline_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise DeadlineError(f"{path}: locked by another process for {deadline_s:.0f} s") from None
+            time.sleep(_POLL_S)
+
+
+def _note(folder: Path, path: Path) -> Path:
+    return folder / "checked" / hashlib.sha256(str(path).encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path, entry: FileEntry) -> str:
+    status = path.stat()
+    return json.dumps([str(path), status.st_size, status.st_mtime_ns, status.st_ino, entry.sha256])

@@ -1,0 +1,1 @@
+"""Token shards: made by `shard`, read in an order that is pure arithmetic by `order`, `reader`, `loader`."""

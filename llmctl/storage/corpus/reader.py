@@ -1,0 +1,126 @@
+"""Tokens out of shards: from a memory map of a local file whose hash was checked.
+
+A local corpus is read where it lies; a remote one through copies in a cache folder, named by their hash,
+that all ranks of a host share.
+"""
+
+from __future__ import annotations
+
+import mmap
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundError
+from llmctl.storage.cache import FileCache
+from llmctl.storage.corpus.order import SampleRef
+from llmctl.storage.faults import explained
+from llmctl.storage.files import Store, open_store
+from llmctl.wire import codec
+from llmctl.wire.manifests import SHARD_MANIFEST, ShardManifest
+
+ITEM_BYTES = {"uint16": 2, "uint32": 4}
+"""Bytes of one token for each dtype that a manifest may name."""
+
+MAPS = 64
+"""Shards mapped at a time: enough for any block order, and a bound for corpora of many thousands."""
+
+
+def read_manifest(store: Store) -> ShardManifest:
+    """The manifest of the corpus in `store`.
+
+    Raises:
+        NotFoundError: there is no data set.
+        IntegrityError: not a manifest, or one of a newer kind.
+    """
+    try:
+        text = store.read_bytes(SHARD_MANIFEST)
+    except NotFoundError:
+        raise NotFoundError(
+            f"{store.uri} holds no data set (no {SHARD_MANIFEST})",
+            hint=f"make one: llmctl data shard SOURCE... {store.uri}",
+        ) from None
+    manifest = codec.loads(ShardManifest, text)
+    if manifest.dtype not in ITEM_BYTES:
+        raise IntegrityError(f"{store.where(SHARD_MANIFEST)}: unknown dtype {manifest.dtype!r}")
+    return manifest
+
+
+class ShardReader:
+    """Random access to the tokens of one corpus; safe to use from several threads.
+
+    Args:
+        uri: folder of the corpus, a path or any fsspec URL.
+        cache_dir: where copies of remote shards go and where finished checks are remembered, so that a
+            restart does not hash again. A remote corpus needs it.
+    """
+
+    def __init__(self, uri: str, cache_dir: Path | None = None) -> None:
+        self._store = open_store(uri)
+        if self._store.local_root is None and cache_dir is None:
+            raise ConfigError(f"{self._store.uri} is remote: reading it needs a cache folder")
+        self.manifest = read_manifest(self._store)
+        self._item = ITEM_BYTES[self.manifest.dtype]
+        self._cache = FileCache(cache_dir)
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._lock = threading.Lock()
+        self._wanted: queue.SimpleQueue[int | None] | None = None
+
+    def read(self, ref: SampleRef, length: int) -> memoryview:
+        """`length` tokens from `ref` on, raw little-endian items of the manifest's dtype, not copied.
+
+        Raises:
+            IntegrityError: the shard's file is not what the manifest says, or has no such tokens.
+            NotFoundError, TransferError, DeadlineError: it can't be read or fetched.
+        """
+        shard = self.manifest.shards[ref.shard]
+        if ref.start < 0 or ref.start + length > shard.tokens:
+            raise IntegrityError(f"{shard.name} has {shard.tokens} tokens, none at {ref.start}+{length}")
+        view = memoryview(self._map(ref.shard))
+        return view[ref.start * self._item : (ref.start + length) * self._item]
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Fetch and check these shards in the background; a failure shows when one of them is read."""
+        with self._lock:
+            if self._wanted is None:
+                self._wanted = queue.SimpleQueue()
+                threading.Thread(
+                    target=self._fetch_wanted, args=(self._wanted,), name="llmctl-prefetch", daemon=True
+                ).start()
+            for shard in shards:
+                self._wanted.put(shard)
+
+    def close(self) -> None:
+        """End the background thread and let go of the maps; views that were handed out stay valid."""
+        with self._lock:
+            if self._wanted is not None:
+                self._wanted.put(None)
+                self._wanted = None
+            self._maps.clear()
+
+    def _map(self, shard: int) -> mmap.mmap:
+        with self._lock:
+            if shard in self._maps:
+                self._maps.move_to_end(shard)
+                return self._maps[shard]
+        mapped = self._open(shard)
+        with self._lock:
+            self._maps[shard] = mapped
+            while len(self._maps) > MAPS:
+                # Dropped, not closed: a view of it may be in use; it goes with its last view.
+                self._maps.popitem(last=False)
+        return mapped
+
+    def _open(self, shard: int) -> mmap.mmap:
+        path = self._cache.verified(self._store, self.manifest.shards[shard].bin)
+        with explained("map", str(path)), path.open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _fetch_wanted(self, wanted: queue.SimpleQueue[int | None]) -> None:
+        while (shard := wanted.get()) is not None:
+            try:
+                self._map(shard)
+            except LlmctlError:
+                continue  # whoever reads the shard gets the error, at its own step

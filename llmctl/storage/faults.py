@@ -1,0 +1,55 @@
+"""A driver's exception as one of ours: with the store's real reason and without its secrets."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llmctl.errors import LlmctlError, NotFoundError, TransferError
+from llmctl.storage.uris import masked
+
+STAGE = "storage"
+
+_HINTS = {
+    errno.ENOSPC: "free some room there, or use another place",
+    errno.EDQUOT: "the quota there is used up",
+    errno.EACCES: "check owner and permissions there",
+    errno.EROFS: "that file system is mounted read-only",
+}
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause, because drivers wrap it: s3fs shows `[Errno 22] None` for any refusal."""
+    seen = {id(error)}
+    while error.__cause__ is not None and id(error.__cause__) not in seen:
+        error = error.__cause__
+        seen.add(id(error))
+    text = getattr(error, "strerror", None) or str(error)
+    return masked(" ".join(text.split()) or type(error).__name__)
+
+
+def explain(error: BaseException, action: str, where: str) -> LlmctlError:
+    """`error` of a driver as the error that a user sees: `WHERE: can't ACTION: REASON`."""
+    if isinstance(error, LlmctlError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{where}: no such file or folder", stage=STAGE)
+    hint = _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
+    return TransferError(f"{where}: can't {action}: {reason(error)}", hint=hint, stage=STAGE)
+
+
+@contextmanager
+def explained(action: str, where: str) -> Iterator[None]:
+    """Turns an OSError of the body into one of ours.
+
+    Raises:
+        NotFoundError: the file is not there.
+        TransferError: anything else that the system refused.
+    """
+    try:
+        yield
+    except LlmctlError:
+        raise
+    except OSError as error:
+        raise explain(error, action, where) from error

@@ -1,0 +1,129 @@
+"""A store on a local disk or mounted file system, by the standard library alone."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from llmctl.errors import ConfigError
+from llmctl.storage.faults import explained
+from llmctl.storage.files import StoreFile, is_temporary, temporary_name
+from llmctl.storage.uris import checked
+
+
+class LocalStore:
+    """`Store` below one folder, which appears with the first write."""
+
+    atomic_rename = True
+
+    def __init__(self, root: Path) -> None:
+        self.uri = str(root)
+        self.local_root: Path | None = root
+        self._root = root
+
+    def where(self, path: str) -> str:
+        return str(self._root / path)
+
+    def exists(self, path: str) -> bool:
+        return self._path(path).is_file()
+
+    def info(self, path: str) -> StoreFile:
+        with explained("look up", self.where(path)):
+            return _stat(self._path(path), path)
+
+    def size(self, path: str) -> int:
+        return self.info(path).size
+
+    def list(self, prefix: str = "") -> list[StoreFile]:
+        top = self._path(prefix) if prefix else self._root
+        with explained("list", str(top)):
+            found = [_stat(path, path.relative_to(self._root).as_posix()) for path in _files(top)]
+        return sorted((file for file in found if not is_temporary(file.path)), key=lambda file: file.path)
+
+    def read_bytes(self, path: str) -> bytes:
+        with explained("read", self.where(path)):
+            return self._path(path).read_bytes()
+
+    def open_read(self, path: str) -> BinaryIO:
+        with explained("open", self.where(path)):
+            return self._path(path).open("rb")
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        with explained("write", self.where(path)):
+            _write_beside(io.BytesIO(data), self._path(path))
+
+    def put_file(self, local: Path, path: str) -> None:
+        with explained("read", str(local)):
+            source = local.open("rb")
+        with source, explained("write", self.where(path)):
+            _write_beside(source, self._path(path))
+
+    def get_file(self, path: str, local: Path) -> None:
+        source = self.open_read(path)
+        with source, explained("write", str(local)):
+            _write_beside(source, local)
+
+    def rename(self, old: str, new: str) -> None:
+        target = self._path(new)
+        with explained("rename", self.where(old)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._path(old).replace(target)
+
+    def delete(self, prefix: str) -> None:
+        path = self._path(prefix)
+        with explained("delete", str(path)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _path(self, path: str) -> Path:
+        return self._root / checked(path)
+
+
+@contextmanager
+def write_beside(target: Path) -> Iterator[BinaryIO]:
+    """A stream to a temporary file that takes `target`'s name once the body ends without an error."""
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder, a file is to be written there")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(temporary_name(target.name))
+    try:
+        with beside.open("wb") as stream:
+            yield stream
+            stream.flush()
+            # Else a power cut could leave the final name on a file whose blocks never reached the disk.
+            os.fsync(stream.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_beside(source: BinaryIO, target: Path) -> None:
+    with write_beside(target) as stream:
+        shutil.copyfileobj(source, stream, 1 << 20)
+
+
+def _files(top: Path) -> Iterator[Path]:
+    """Regular files below `top`, through links to files but not through links to folders (they may loop)."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    if not top.exists():
+        return
+    for folder, _, names in os.walk(top, onerror=stop):
+        for name in names:
+            path = Path(folder, name)
+            if path.is_file():
+                yield path
+
+
+def _stat(path: Path, name: str) -> StoreFile:
+    status = path.stat()
+    return StoreFile(path=name, size=status.st_size, version=str(status.st_mtime_ns))
