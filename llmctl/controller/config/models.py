@@ -126,7 +126,9 @@ class OptimizerSection(Strict):
 class ModelSection(Strict):
     """The built-in decoder: a size by name, and what differs from it."""
 
-    size: str = Field("tiny", description="`tiny`, `small`, `125m`, `350m`, `1b`, `3b`, `7b`")
+    size: Literal["tiny", "small", "125m", "350m", "1b", "3b", "7b"] = Field(
+        "tiny", description="shape to start from; every other key here replaces one number of it"
+    )
     layers: int | None = Field(None, ge=1, description="decoder blocks")
     dim: int | None = Field(None, ge=8, description="width of the residual stream")
     heads: int | None = Field(None, ge=1, description="query heads")

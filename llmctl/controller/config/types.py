@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from llmctl.controller.config.models import JobFile
+if TYPE_CHECKING:  # pydantic is slow to import, and `status` of a finished run needs none of it
+    from llmctl.controller.config.models import JobFile
 
 LOCAL = "local"
 """The `addr` of a host that is this machine."""

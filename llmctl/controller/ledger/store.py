@@ -121,7 +121,7 @@ class Ledger:
         return tuple(record for row in rows if (record := _decode(row[0])) is not None)
 
     def _write(self, action: Callable[[sqlite3.Connection], int]) -> int:
-        """One transaction; the lock is taken first, so that what `action` reads is still so when it writes."""
+        """One transaction; takes the lock first, so that what `action` reads still holds when it writes."""
         try:
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
