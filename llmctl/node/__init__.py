@@ -1,1 +1,1 @@
-"""Runs on each host, one process per run: the node agent. Standard library only, Python >= 3.9."""
+"""The node agent: one process per host and run. Standard library only, readable for Python 3.9."""

@@ -1,0 +1,65 @@
+"""`files`: what can be pulled of a run from this host. Never code/, never anything half-written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+from llmctl.node import rundir
+from llmctl.wire.layout import RunLayout
+from llmctl.wire.manifests import COMMIT_MARKER
+from llmctl.wire.records import FilesReply, RunFile
+
+_ATTEMPT = re.compile(r"attempt-\d+\Z")
+_ATTEMPT_FILE = re.compile(r"(rank-\d+|launcher|agent)\.log\Z|(rank-\d+|exit)\.json\Z|metrics\.jsonl\Z")
+
+
+def files(workdir: str, run_id: str) -> FilesReply:
+    """Logs, records, metrics, TensorBoard files and committed checkpoints. Raises NotFoundError."""
+    run = rundir.find(rundir.host_layout(workdir), run_id)
+    found = [entry for path in _paths(run) if (entry := _entry(run, path)) is not None]
+    return FilesReply(run_id=run_id, files=tuple(sorted(found, key=lambda entry: entry.path)))
+
+
+def _paths(run: RunLayout) -> Iterator[str]:
+    """Absolute paths of what may be pulled."""
+    yield run.node_spec
+    yield run.events
+    for name in _names(run.root):
+        if _ATTEMPT.match(name):
+            yield from _of_attempt(os.path.join(run.root, name))
+    for name in _names(run.checkpoints):
+        folder = os.path.join(run.checkpoints, name)
+        if os.path.isfile(os.path.join(folder, COMMIT_MARKER)):
+            yield from _below(folder)
+
+
+def _of_attempt(folder: str) -> Iterator[str]:
+    for name in _names(folder):
+        if _ATTEMPT_FILE.match(name):
+            yield os.path.join(folder, name)
+    yield from _below(os.path.join(folder, "tensorboard"))
+
+
+def _below(folder: str) -> Iterator[str]:
+    for root, _, names in os.walk(folder):
+        yield from (os.path.join(root, name) for name in names)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _entry(run: RunLayout, path: str) -> RunFile | None:
+    """A regular file; a link is not followed out of the run, and one that just went away is left out."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    if not os.path.isfile(path) or os.path.islink(path):
+        return None
+    return RunFile(path=os.path.relpath(path, run.root), size=found.st_size, mtime_ns=found.st_mtime_ns)

@@ -1,0 +1,75 @@
+"""`start`: StartRequest on stdin, StartReply on stdout once the agent lives on its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from llmctl.errors import ProvisionError
+from llmctl.node import atomic, daemon, launch, rundir, tree
+from llmctl.wire.codec import dumps
+from llmctl.wire.layout import RUN_ID, HostLayout, RunLayout
+from llmctl.wire.records import StartReply, StartRequest
+from llmctl.wire.specs import NodeSpec
+
+_LOCK_DEADLINE_S = 60.0
+
+
+def start(request: StartRequest) -> StartReply:
+    """Start one attempt; asked again for the same one, answer as before.
+
+    Raises:
+        ProvisionError: the spec can't be launched, contradicts what runs here, or the host has no room.
+        IntegrityError: the agent archive or an earlier node.json is damaged.
+    """
+    host = rundir.host_layout(request.spec.workdir)
+    spec = dataclasses.replace(request.spec, workdir=host.workdir)
+    problem = launch.check(spec.launch) or (
+        None if RUN_ID.match(spec.run_id) else f"bad run id {spec.run_id!r}"
+    )
+    if problem:
+        raise ProvisionError(problem)
+    run = host.run(spec.run_id)
+    for folder in (host.workdir, host.runs, run.root):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    with rundir.locked(run, deadline_s=_LOCK_DEADLINE_S):
+        pid = _running_already(run, spec)
+        if pid is None:
+            _prepare(host, run, spec)
+            pid = daemon.launch(spec, request.secrets, dict(os.environ))
+    return StartReply(run_id=spec.run_id, agent_pid=pid)
+
+
+def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
+    """The pid of the agent that this very request has started before; None: go on and start."""
+    view = rundir.look(run)
+    if view is None:
+        return None
+    if view.spec == spec and view.lease and (view.agent_alive or view.recorded):
+        return view.lease.agent_pid
+    if view.agent_alive:
+        raise ProvisionError(
+            f"attempt {view.spec.attempt} of {spec.run_id} is running here with other settings",
+            hint=f"llmctl stop {spec.run_id}",
+        )
+    if spec.attempt <= view.spec.attempt and view.lease is not None:
+        raise ProvisionError(
+            f"attempt {view.spec.attempt} of {spec.run_id} has ended here ({view.state.value})",
+            hint=f"start attempt {view.spec.attempt + 1}",
+        )
+    _set_other_code_aside(run, view.spec, spec)
+    return None
+
+
+def _set_other_code_aside(run: RunLayout, old: NodeSpec, new: NodeSpec) -> None:
+    """A new attempt goes on in its cwd, with what the job wrote there, unless it brings other code."""
+    if old.tree != new.tree and os.path.isdir(run.code):
+        os.rename(run.code, f"{run.code}.attempt-{old.attempt}")
+
+
+def _prepare(host: HostLayout, run: RunLayout, spec: NodeSpec) -> None:
+    tree.unpack_archive(host.agent(spec.agent), host.agent_dir(spec.agent), spec.agent)
+    os.makedirs(run.attempt(spec.attempt).root, mode=0o700, exist_ok=True)
+    os.makedirs(host.cache, mode=0o700, exist_ok=True)
+    atomic.remove(run.stop_request)  # it was meant for an earlier attempt
+    atomic.write(run.node_spec, dumps(spec), durable=True)

@@ -1,0 +1,62 @@
+"""PURE: what a node's end means, from what was seen. The first failure is the cause, the rest follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from llmctl.node.rankfiles import first_failure
+from llmctl.wire.records import NodeExit, RankExit
+from llmctl.wire.states import NodeState
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A stop that was asked for before the launcher had ended."""
+
+    at: float
+    reason: str
+    grace_s: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that the agent knows at the end.
+
+    Attributes:
+        code: of the launcher, 128+n for signal n; None where it was never started.
+        signal: the launcher's, where one ended it.
+        trouble: why it was not started, or what it said last.
+    """
+
+    code: Optional[int]
+    signal: Optional[str]
+    ranks: tuple[RankExit, ...]
+    left: tuple[str, ...]
+    stopped: Optional[Stopped]
+    trouble: str = ""
+
+
+def of_node(seen: Seen, now: float) -> NodeExit:
+    """The verdict that exit.json states."""
+    state, reason = _state(seen)
+    code = seen.code if seen.code is not None else (0 if state is NodeState.CANCELLED else 1)
+    return NodeExit(state=state, code=code, reason=reason, ended_at=now, ranks=seen.ranks, left=seen.left)
+
+
+def _state(seen: Seen) -> tuple[NodeState, str]:
+    failed = first_failure(seen.ranks)
+    if seen.stopped and not (failed and failed.ended_at < seen.stopped.at):
+        return NodeState.CANCELLED, seen.stopped.reason
+    if seen.code == 0:
+        return NodeState.SUCCEEDED, f"{len(seen.ranks)} ranks ended with exit 0"
+    return NodeState.FAILED, _reason(seen, failed)
+
+
+def _reason(seen: Seen, failed: RankExit | None) -> str:
+    if failed is not None:
+        return f"rank {failed.rank}: {failed.signal or f'exit {failed.code}'}"
+    if seen.code is None:
+        return seen.trouble
+    said = f": {seen.trouble}" if seen.trouble else ""
+    return f"launcher: {seen.signal or f'exit {seen.code}'}{said}"
