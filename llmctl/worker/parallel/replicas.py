@@ -154,7 +154,5 @@ def _broadcast_together(tensors: list[Tensor], source: int) -> None:
 
 def sum_async(tensor: Tensor) -> dist.Work:
     """Start the sum over all ranks, in place; `wait()` on what comes back before reading `tensor`."""
-    work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=True)
-    if not isinstance(work, dist.Work):  # None: this process is not in the group
-        raise RuntimeError("this process is not in the process group")
+    work: dist.Work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=True)
     return work

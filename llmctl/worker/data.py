@@ -1,0 +1,89 @@
+"""From storage's verified token bytes to tensors on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from llmctl.errors import ConfigError
+from llmctl.storage.corpus.loader import SampleLoader
+from llmctl.storage.corpus.order import SampleOrder
+from llmctl.storage.corpus.reader import ShardReader
+from llmctl.storage.corpus.tokenizer import BYTES
+from llmctl.storage.files import open_store
+from llmctl.storage.hashing import verify
+from llmctl.wire import environment
+from llmctl.wire.layout import HostLayout
+from llmctl.wire.manifests import ShardManifest
+from llmctl.wire.recipe import RecipeSpec
+from llmctl.wire.specs import NodeSpec
+from llmctl.worker.session import Session
+from llmctl.worker.step import Batch
+
+_DTYPES = {"uint16": torch.uint16, "uint32": torch.uint32}
+
+
+def open_corpus(spec: NodeSpec) -> ShardReader:
+    """The job's corpus, with remote shards copied to this host's cache folder.
+
+    Raises:
+        ConfigError: the job names no data. NotFoundError, IntegrityError: there is none at that place.
+    """
+    if spec.data_uri is None:
+        raise ConfigError(
+            "the job names no data", hint="set data.uri to what `llmctl data shard` made", stage="data"
+        )
+    cache = os.environ.get(environment.CACHE_DIR) or HostLayout(spec.workdir).cache
+    return ShardReader(spec.data_uri, Path(cache))
+
+
+def tokenizer_files(spec: NodeSpec, manifest: ShardManifest) -> dict[str, bytes]:
+    """The tokenizer's own file by name, to lie in every checkpoint; none for bytes."""
+    if manifest.tokenizer == BYTES or manifest.tokenizer_file is None or spec.data_uri is None:
+        return {}
+    store = open_store(spec.data_uri)
+    verify(store, manifest.tokenizer_file)
+    return {manifest.tokenizer_file.path: store.read_bytes(manifest.tokenizer_file.path)}
+
+
+class Batches:
+    """This rank's share of each step, from `start_step` on."""
+
+    def __init__(self, reader: ShardReader, recipe: RecipeSpec, session: Session, *, start_step: int) -> None:
+        self._dtype = _DTYPES[reader.manifest.dtype]
+        self._row = recipe.sequence_length + 1
+        self._device = session.device
+        self._loader = SampleLoader(
+            reader,
+            SampleOrder(reader.manifest, recipe.sequence_length, recipe.seed),
+            global_batch=recipe.global_batch,
+            rank=session.rank,
+            world=session.world,
+            start_step=start_step,
+        )
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that the last batch made the step wait."""
+        return self._loader.wait_s
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step_batch in self._loader:
+            yield to_batch(step_batch.tokens, self._dtype, self._row, self._device)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._loader.close()
+
+
+def to_batch(tokens: bytearray, dtype: torch.dtype, row: int, device: torch.device) -> Batch:
+    """Raw rows of `row` tokens as inputs and the targets one to the right, each [samples, row - 1]."""
+    # frombuffer refuses an empty buffer, which a rank without samples has.
+    flat = torch.frombuffer(tokens, dtype=dtype) if tokens else torch.empty(0, dtype=dtype)
+    ids = flat.to(torch.int64).view(-1, row)
+    if device.type == "cuda":
+        ids = ids.pin_memory().to(device, non_blocking=True)
+    return Batch(inputs=ids[:, :-1], targets=ids[:, 1:])

@@ -1,0 +1,210 @@
+"""The recipe put together: from a NodeSpec to a trained, saved model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llmctl.errors import ConfigError
+from llmctl.wire.codec import encode
+from llmctl.wire.manifests import CheckpointManifest, ShardManifest
+from llmctl.wire.recipe import RecipeSpec
+from llmctl.wire.specs import NodeSpec
+from llmctl.worker.checkpoint.load import Found, check_model, find_latest, restore
+from llmctl.worker.checkpoint.place import Place, check_room, open_place
+from llmctl.worker.checkpoint.save import Saver
+from llmctl.worker.checkpoint.state import training_tensors
+from llmctl.worker.data import Batches, open_corpus, tokenizer_files
+from llmctl.worker.metrics import Metrics, human_count
+from llmctl.worker.model.config import ModelConfig, count_parameters
+from llmctl.worker.model.decoder import Decoder, initialise
+from llmctl.worker.model.sizes import model_config
+from llmctl.worker.optim import AdamW
+from llmctl.worker.parallel.replicas import ReplicaGradients, broadcast
+from llmctl.worker.precision import MixedPrecision, bf16_is_fast, choose_precision
+from llmctl.worker.session import Session
+from llmctl.worker.step import Stepper, StepResult
+from llmctl.worker.stop import StopSignal
+
+STATE_BYTES = 12
+"""Bytes per parameter in a checkpoint: the fp32 weight and Adam's two moments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Everything that a training loop works with; `done` steps lie behind it."""
+
+    recipe: RecipeSpec
+    session: Session
+    model: Decoder
+    optimizer: AdamW
+    stepper: Stepper
+    batches: Batches
+    saver: Saver
+    metrics: Metrics
+    stop: StopSignal
+    grace_s: float
+    done: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A step whose numbers have not been read yet."""
+
+    step: int
+    lr: float
+    wait_s: float
+    result: StepResult
+
+
+def check_recipe(recipe: RecipeSpec) -> None:
+    """Refuse numbers that can't mean anything.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    lowest = {
+        "steps": 1,
+        "global_batch": 1,
+        "micro_batch": 1,
+        "sequence_length": 1,
+        "keep": 1,
+        "log_every": 1,
+    }
+    for name, limit in lowest.items():
+        if getattr(recipe, name) < limit:
+            raise ConfigError(f"recipe.{name}: must be at least {limit}, not {getattr(recipe, name)}")
+    if len(recipe.optimizer.betas) != 2:
+        raise ConfigError(f"recipe.optimizer.betas: needs two numbers, not {len(recipe.optimizer.betas)}")
+
+
+def build(
+    spec: NodeSpec, recipe: RecipeSpec, session: Session, run_dir: str, metrics: Metrics, stop: StopSignal
+) -> Training:
+    """Open data and checkpoints, make the model, and resume where there is something to resume.
+
+    Raises:
+        LlmctlError: settings, data or checkpoints are not fit.
+    """
+    check_recipe(recipe)
+    reader = open_corpus(spec)
+    config = model_config(recipe.model, reader.manifest.vocab_size)
+    precision = _choose_precision(recipe, session)
+    _introduce(metrics, recipe, session, config, precision)
+    model = _make_model(config, recipe.seed, session)
+    optimizer = AdamW(model.named_parameters(), recipe.optimizer)
+    place = open_place(session, spec, run_dir)
+    done = _start_state(spec, recipe, session, place, model, optimizer, metrics)
+    return Training(
+        recipe=recipe,
+        session=session,
+        model=model,
+        optimizer=optimizer,
+        stepper=Stepper(
+            model=model,
+            optimizer=optimizer,
+            gradients=ReplicaGradients(model.parameters(), world=session.world),
+            precision=precision,
+            micro_batch=recipe.micro_batch,
+            world=session.world,
+        ),
+        batches=Batches(reader, recipe, session, start_step=done),
+        saver=Saver(
+            session=session,
+            place=place,
+            template=_marker_template(spec, recipe, session, config, reader.manifest),
+            keep=recipe.keep,
+            extra_files=tokenizer_files(spec, reader.manifest) if session.leader else {},
+        ),
+        metrics=metrics,
+        stop=stop,
+        grace_s=spec.grace_s,
+        done=done,
+    )
+
+
+def _start_state(
+    spec: NodeSpec,
+    recipe: RecipeSpec,
+    session: Session,
+    place: Place,
+    model: Decoder,
+    optimizer: AdamW,
+    metrics: Metrics,
+) -> int:
+    """Give all ranks one state: the newest checkpoint's, else rank 0's first weights. Returns steps done."""
+    warning = check_room(session, place, STATE_BYTES * count_parameters(model.config))
+    if warning:
+        metrics.note(warning)
+    found = _find_resume(spec, recipe, session, place)
+    if found is None:
+        if session.world > 1:
+            broadcast(model.parameters(), source=0)
+        return 0
+    check_model(found, encode(model.config))
+    restore(session, place, found, training_tensors(model, optimizer), session.device)
+    metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
+    return found.step
+
+
+def _marker_template(
+    spec: NodeSpec, recipe: RecipeSpec, session: Session, config: ModelConfig, corpus: ShardManifest
+) -> CheckpointManifest:
+    """COMMIT.json but for step, time and files: enough to build the model without the job."""
+    return CheckpointManifest(
+        run_id=spec.run_id,
+        attempt=spec.attempt,
+        step=0,
+        world_size=session.world,
+        created_at=0.0,
+        files=(),
+        model=encode(config),
+        recipe=encode(recipe),
+        data={
+            "tokenizer": corpus.tokenizer,
+            "tokenizer_file": encode(corpus.tokenizer_file),
+            "vocab_size": corpus.vocab_size,
+            "eos": corpus.eos,
+            "tokens": corpus.tokens,
+        },
+    )
+
+
+def _choose_precision(recipe: RecipeSpec, session: Session) -> MixedPrecision:
+    fast = all(session.gather(bf16_is_fast(session.device)))
+    return choose_precision(recipe.precision, session.device.type, fast_everywhere=fast)
+
+
+def _make_model(config: ModelConfig, seed: int, session: Session) -> Decoder:
+    """The model with its first weights, allocated once, on the device where it stays."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    model.to_empty(device=session.device)
+    generator = torch.Generator(device=session.device).manual_seed(seed)
+    initialise(model, generator)
+    return model
+
+
+def _introduce(
+    metrics: Metrics, recipe: RecipeSpec, session: Session, config: ModelConfig, precision: MixedPrecision
+) -> None:
+    size = human_count(count_parameters(config))
+    metrics.note(
+        f"{recipe.model.size}: {size} parameters, {session.world} ranks on {session.device.type}, "
+        f"batch {recipe.global_batch} x {recipe.sequence_length} tokens, "
+        f"{precision.name} ({precision.reason}), {torch.get_num_threads()} threads per rank"
+    )
+
+
+def _find_resume(spec: NodeSpec, recipe: RecipeSpec, session: Session, place: Place) -> Found | None:
+    """What to resume from. `resume: false` refuses a place that holds another training's checkpoints,
+    because theirs and ours would be pruned and resumed as one; an earlier attempt's are our own."""
+    found = find_latest(session, place)
+    if found is None or recipe.resume or (found.manifest.run_id == spec.run_id and spec.attempt > 1):
+        return found
+    raise ConfigError(
+        f"{place.store.uri} holds checkpoint {found.step} of {found.manifest.run_id}, and resume is off",
+        hint="set checkpoint.uri to another folder, or remove the checkpoints there",
+        stage="checkpoint",
+    )
