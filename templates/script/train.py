@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 train.py --steps 50
 
-It fits a small network to a fixed random function and saves a checkpoint; started again, it goes on from there.
+It fits a small network to a fixed random function and saves a checkpoint; a new start goes on from there.
 """
 
 from __future__ import annotations

@@ -150,4 +150,4 @@ def _scalar(value: str | int) -> str:
     plain = re.fullmatch(r"[A-Za-z0-9_/.~][A-Za-z0-9_/.@~+-]*", value) and isinstance(
         parse_scalar(value), str
     )
-    return value if plain else json.dumps(value)
+    return value if plain else json.dumps(value, ensure_ascii=False)

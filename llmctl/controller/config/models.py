@@ -11,17 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+ADDR = r"^[^\s@,;'\"/\\-][^\s@,;'\"/\\]*$"
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 PATTERN_WORDS = {
     NAME: "lower-case letters, digits and `-` (1 to 48)",
     HOST_NAME: "letters, digits, `.`, `_` and `-` (1 to 64), a letter or digit first and last",
+    ADDR: "an address or alias, without user, port or spaces",
     ENV_NAME: "the name of an environment variable: letters, digits and `_`, no digit first",
 }
 """What an error says of a text that does not fit its pattern."""
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 HostName = Annotated[str, StringConstraints(pattern=HOST_NAME)]
+Addr = Annotated[str, StringConstraints(pattern=ADDR)]
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
 
 
@@ -47,7 +50,7 @@ class HostEntry(Strict):
     """One machine."""
 
     name: HostName = Field(description="what every message calls it")
-    addr: str = Field(description="address or `~/.ssh/config` alias; `local`: this machine, without SSH")
+    addr: Addr = Field(description="address or `~/.ssh/config` alias; `local`: this machine, without SSH")
     user: str | None = Field(None, description="as in `defaults`")
     port: int | None = Field(None, ge=1, le=65535, description="as in `defaults`")
     identity_file: str | None = Field(None, description="as in `defaults`")

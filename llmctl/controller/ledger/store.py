@@ -178,7 +178,7 @@ def _insert(db: sqlite3.Connection, row: tuple[str, str, float, str]) -> int:
 
 def _merge(db: sqlite3.Connection, run_id: str, changes: dict[str, Any]) -> int:
     row = db.execute("SELECT record FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-    if row is None:
+    if row is None or _decode(row[0]) is None:
         return 0
     document = json.dumps({**json.loads(row[0]), **changes})
     return db.execute("UPDATE runs SET record = ? WHERE run_id = ?", (document, run_id)).rowcount

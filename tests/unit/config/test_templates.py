@@ -1,0 +1,71 @@
+"""What `llmctl init` lays down is valid, and its comments don't lie about the models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llmctl.controller.config.inventory import load_inventory
+from llmctl.controller.config.job import load_job, resolve
+from llmctl.controller.config.models import ModelSection
+from llmctl.controller.config.templates import TEMPLATES, lay_down, template_dir
+from llmctl.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_loads_and_resolves(name: str, tmp_path: Path) -> None:
+    """A job can be planned from each template as it is laid down."""
+    paths = lay_down(name, tmp_path, values={"PYTHON": "/usr/bin/python3"})
+    assert len(paths) == len(TEMPLATES[name])
+    inventory = load_inventory(tmp_path / "hosts.yaml")
+    config = resolve(load_job(tmp_path / "job.yaml"), inventory, environ={}, base=tmp_path)
+    assert len(config.hosts) == 2
+    assert not re.search(r"@[A-Z]+@", "".join(path.read_text() for path in paths))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_commented_keys_are_keys(name: str, tmp_path: Path) -> None:
+    """Every commented-out key in the YAML loads when its `# ` is removed."""
+    lay_down(name, tmp_path, values={"PYTHON": "python3"})
+    for file, load in (("hosts.yaml", load_inventory), ("job.yaml", load_job)):
+        path = tmp_path / file
+        text = path.read_text()
+        optional = re.compile(r"^( *)# ([a-z_]+: )", re.MULTILINE)
+        path.write_text(optional.sub(r"\1\2", text))
+        load(path)
+
+
+def test_scripts_compile() -> None:
+    """Python files among the templates have no syntax error."""
+    for path in template_dir().rglob("*.py"):
+        compile(path.read_text(), str(path), "exec")
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    """A second `init` refuses, `force` replaces, `keep` leaves what is there."""
+    lay_down("recipe", tmp_path)
+    (tmp_path / "job.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match="is already there"):
+        lay_down("recipe", tmp_path)
+    assert lay_down("recipe", tmp_path, keep=True) == ()
+    assert (tmp_path / "job.yaml").read_text() == "mine"
+    lay_down("recipe", tmp_path, force=True)
+    assert load_job(tmp_path / "job.yaml").name == "recipe"
+
+
+def test_an_unknown_template_names_the_known(tmp_path: Path) -> None:
+    """A wrong name is answered with the right ones."""
+    with pytest.raises(ConfigError) as caught:
+        lay_down("recipee", tmp_path)
+    assert "recipe, script, demo" in str(caught.value.hint)
+
+
+def test_the_sizes_of_the_config_are_the_workers(tmp_path: Path) -> None:
+    """The job may name exactly the sizes that the recipe can build."""
+    pytest.importorskip("torch")
+    from llmctl.worker.model.sizes import SIZES
+
+    choices = ModelSection.model_json_schema()["properties"]["size"]["enum"]
+    assert choices == list(SIZES)
