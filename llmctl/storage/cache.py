@@ -6,26 +6,22 @@ everything again. Many processes of one host may ask for the same file at once: 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmctl.errors import ConfigError, DeadlineError, IntegrityError
+from llmctl.errors import ConfigError, IntegrityError
 from llmctl.storage.faults import explained
 from llmctl.storage.files import Store
 from llmctl.storage.hashing import check, sha256_file
 from llmctl.storage.local import write_beside
+from llmctl.storage.locks import locked
 from llmctl.wire.manifests import FileEntry
 
 LOCK_S = 900.0
 """How long to wait for another process of this host that fetches or checks the same file."""
-
-_POLL_S = 0.05
 
 
 class FileCache:
@@ -107,7 +103,7 @@ class FileCache:
         if self._folder is None:
             yield
             return
-        with locked(self._folder / "locks" / name[:32]):
+        with locked(self._folder / "locks" / name[:32], LOCK_S):
             yield
 
 
@@ -124,35 +120,6 @@ def fetch(store: Store, entry: FileEntry, path: Path) -> None:
             size += len(chunk)
             target.write(chunk)
         check(store.where(entry.path), entry, digest.hexdigest(), size)
-
-
-@contextmanager
-def locked(path: Path, deadline_s: float = LOCK_S) -> Iterator[None]:
-    """Hold an exclusive lock among the processes of this host; the kernel drops it when its holder dies.
-
-    Raises:
-        DeadlineError: another process held it for `deadline_s`.
-    """
-    with explained("lock", str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _acquire(descriptor, path, deadline_s)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _acquire(descriptor: int, path: Path, deadline_s: float) -> None:
-    end = time.monotonic() + deadline_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                raise DeadlineError(f"{path}: locked by another process for {deadline_s:.0f} s") from None
-            time.sleep(_POLL_S)
 
 
 def _note(folder: Path, path: Path) -> Path:

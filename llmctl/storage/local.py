@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from llmctl.errors import ConfigError
-from llmctl.storage.faults import explained
+from llmctl.errors import ConfigError, NotFoundError
+from llmctl.storage.faults import STAGE, explained
 from llmctl.storage.files import StoreFile, is_temporary, temporary_name
 from llmctl.storage.uris import checked
 
@@ -34,7 +34,9 @@ class LocalStore:
 
     def info(self, path: str) -> StoreFile:
         with explained("look up", self.where(path)):
-            return _stat(self._path(path), path)
+            if self._path(path).is_dir():
+                raise NotFoundError(f"{self.where(path)}: is a folder, not a file", stage=STAGE)
+            return _stat(self._path(path).stat(), path)
 
     def size(self, path: str) -> int:
         return self.info(path).size
@@ -42,7 +44,7 @@ class LocalStore:
     def list(self, prefix: str = "") -> list[StoreFile]:
         top = self._path(prefix) if prefix else self._root
         with explained("list", str(top)):
-            found = [_stat(path, path.relative_to(self._root).as_posix()) for path in _files(top)]
+            found = list(_list(self._root, top)) if top.is_dir() else []
         return sorted((file for file in found if not is_temporary(file.path)), key=lambda file: file.path)
 
     def read_bytes(self, path: str) -> bytes:
@@ -109,21 +111,18 @@ def _write_beside(source: BinaryIO, target: Path) -> None:
         shutil.copyfileobj(source, stream, 1 << 20)
 
 
-def _files(top: Path) -> Iterator[Path]:
-    """Regular files below `top`, through links to files but not through links to folders (they may loop)."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    if not top.exists():
-        return
-    for folder, _, names in os.walk(top, onerror=stop):
-        for name in names:
-            path = Path(folder, name)
-            if path.is_file():
-                yield path
+def _list(root: Path, top: Path) -> Iterator[StoreFile]:
+    """Files below `top`, through links to files but not through links to folders (they may loop)."""
+    cut = len(str(root).rstrip("/")) + 1
+    folders = [str(top)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file():
+                    yield _stat(entry.stat(), entry.path[cut:])
 
 
-def _stat(path: Path, name: str) -> StoreFile:
-    status = path.stat()
+def _stat(status: os.stat_result, name: str) -> StoreFile:
     return StoreFile(path=name, size=status.st_size, version=str(status.st_mtime_ns))

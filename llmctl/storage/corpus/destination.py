@@ -1,0 +1,122 @@
+"""Where a corpus is made: what may already be there, the lock, and the commit that makes it a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmctl.errors import ConfigError, DeadlineError
+from llmctl.storage.corpus import journal as journals
+from llmctl.storage.corpus.journal import INPUT, PROGRESS, InputRecord, Journal
+from llmctl.storage.corpus.reader import read_manifest
+from llmctl.storage.faults import explained
+from llmctl.storage.files import Store
+from llmctl.storage.locks import locked
+from llmctl.wire import codec
+from llmctl.wire.manifests import SHARD_MANIFEST, FileEntry, ShardManifest
+
+_SHARD_FILE = re.compile(r"shard-\d{5,}\.(bin|idx)")
+_WORK_NAME = ".shard.part"
+
+
+@contextmanager
+def work_folder(store: Store) -> Iterator[Path]:
+    """A private, empty folder for unfinished files, locked: two runs at one destination would mix.
+
+    Its place is fixed, so that the re-run after a kill removes what the killed one left.
+
+    Raises:
+        ConfigError: another process is at work there.
+    """
+    path = _work_path(store)
+    with explained("make", str(path)):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_symlink() or path.stat().st_uid != os.getuid():
+            raise ConfigError(f"{path} belongs to someone else")
+    lock = locked(path, 0.0)
+    try:
+        lock.__enter__()
+    except DeadlineError:
+        raise ConfigError(f"{store.uri}: another process is making a data set there") from None
+    try:
+        for left in path.iterdir():
+            left.unlink()
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        lock.__exit__(None, None, None)
+
+
+def _work_path(store: Store) -> Path:
+    if store.local_root is not None:
+        return store.local_root / _WORK_NAME
+    name = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"llmctl-shard-{os.getuid()}-{name}")
+
+
+def finished(store: Store, wanted: str, *, overwrite: bool) -> ShardManifest | None:
+    """The corpus in `store`, if it is the one with fingerprint `wanted`; another one is taken down.
+
+    Raises:
+        ConfigError: another data set is there, and `overwrite` was not asked for.
+    """
+    if not store.exists(SHARD_MANIFEST):
+        return None
+    if journals.recorded_input(store) == wanted:
+        manifest = read_manifest(store)
+        if _complete(store, manifest):
+            return manifest
+    elif not overwrite:
+        raise ConfigError(
+            f"{store.uri} already holds a data set of other input or settings",
+            hint="choose another destination, or replace it with --overwrite",
+        )
+    # Without its manifest it is no data set any more, before the first file of it changes.
+    store.delete(SHARD_MANIFEST)
+    store.delete(INPUT)
+    return None
+
+
+def _complete(store: Store, manifest: ShardManifest) -> bool:
+    sizes = {file.path: file.size for file in store.list()}
+    return all(sizes.get(entry.path) == entry.size for entry in _entries(manifest))
+
+
+def _entries(manifest: ShardManifest) -> list[FileEntry]:
+    entries = [entry for shard in manifest.shards for entry in (shard.bin, shard.idx)]
+    return [*entries, manifest.tokenizer_file] if manifest.tokenizer_file else entries
+
+
+def resumable(store: Store, wanted: str, *, overwrite: bool) -> Journal:
+    """What of the corpus `wanted` is already in `store` and right, every byte of it read.
+
+    Raises:
+        ConfigError: the unfinished one there is another, and `overwrite` was not asked for.
+    """
+    found = journals.load(store)
+    if found is not None and found.fingerprint == wanted:
+        return journals.intact(store, found)
+    if found is not None and not overwrite:
+        raise ConfigError(
+            f"{store.uri} holds an unfinished data set of other input or settings",
+            hint="run the command that began it, or replace it with --overwrite",
+        )
+    return Journal(fingerprint=wanted)
+
+
+def commit(store: Store, manifest: ShardManifest, wanted: str) -> None:
+    """Write the manifest, after everything that it lists; then the journal goes."""
+    listed = {entry.path for entry in _entries(manifest)}
+    for file in store.list():
+        # Left by a longer corpus that this one replaces.
+        if _SHARD_FILE.fullmatch(file.path) and file.path not in listed:
+            store.delete(file.path)
+    store.write_bytes(INPUT, codec.dumps(InputRecord(fingerprint=wanted)).encode())
+    store.write_bytes(SHARD_MANIFEST, codec.dumps(manifest).encode())
+    store.delete(PROGRESS)
