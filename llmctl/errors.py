@@ -89,3 +89,12 @@ class CancelledRunError(LlmctlError, RuntimeError):
 
 class DeadlineError(LlmctlError, TimeoutError):
     """A wait reached its deadline."""
+
+
+class HostErrors(LlmctlError, RuntimeError):
+    """Several hosts failed at once: every one is told, the first one gives the exit code."""
+
+    def __init__(self, errors: list[LlmctlError]) -> None:
+        first = errors[0]
+        super().__init__(first.message, hint=first.hint, host=first.host, stage=first.stage)
+        self.errors = errors

@@ -73,6 +73,8 @@ class NodeExit:
     """exit.json: the verdict of one node, written last, after the group was seen to be gone.
 
     `left` names what was still there after the last SIGKILL; empty is the only good value.
+    `stop_requested_at` (host's Unix time) tells a run that was stopped, whose peers then lost their
+    connections, from a run that failed and whose other nodes were stopped because of it.
     """
 
     state: NodeState
@@ -81,6 +83,7 @@ class NodeExit:
     ended_at: float
     ranks: tuple[RankExit, ...] = ()
     left: tuple[str, ...] = ()
+    stop_requested_at: Optional[float] = None
 
 
 @dataclass(frozen=True)

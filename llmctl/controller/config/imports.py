@@ -59,6 +59,22 @@ def import_ssh_config(path: str | Path) -> tuple[HostEntry, ...]:
     return tuple(HostEntry(name=name, addr=name) for name in usable)
 
 
+def import_file(path: str | Path) -> tuple[HostEntry, ...]:
+    """The hosts of either kind of file: an ssh configuration is known by its `Host` or `Include` lines.
+
+    Raises:
+        ConfigError: the file can't be read, or names no host.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}", hint="name a hostfile or an ssh config") from None
+    if re.search(r"(?im)^\s*(host|include|match)[\s=]", text):
+        return import_ssh_config(path)
+    return import_hostfile(text, source=str(path))
+
+
 def render_hosts(entries: Sequence[HostEntry], *, pool: str = "main", origin: str = "") -> str:
     """A hosts.yaml with one pool of `entries`; loading it gives the same entries again."""
     comment = f"# Imported from {origin}.\n" if origin else ""

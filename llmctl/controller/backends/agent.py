@@ -1,0 +1,165 @@
+"""Speak to the node agent on one host: JSON in, JSON out, the verdict is the exit status.
+
+The agent is a file named by its own hash. A call that finds it missing (another laptop's run, a new
+version of llmctl) pushes it and asks again, so nobody has to install anything first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llmctl import errors
+from llmctl.controller.config.types import Host
+from llmctl.controller.transport.base import Completed, Stream, Transport
+from llmctl.controller.transport.push import push_file
+from llmctl.errors import LlmctlError, NotFoundError, PreflightError, RemoteCommandError
+from llmctl.wire import codec
+from llmctl.wire.records import (
+    FilesReply,
+    FollowRequest,
+    Frame,
+    StartReply,
+    StartRequest,
+    StatusReply,
+    StopReport,
+    StopRequest,
+)
+
+T = TypeVar("T")
+
+MISSING = 97
+NO_PYTHON = 127
+UNKNOWN_RUN = 3
+
+# $1 workdir, $2 interpreter, $3 agent hash, then the agent's own arguments.
+CALL = r"""
+W=$1; PY=$2; A=$3; shift 3
+case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
+case $PY in "~/"*) PY=$HOME/${PY#??};; esac
+[ -f "$W/agent/$A.pyz" ] || { printf '%s\n' "$W" >&2; exit 97; }
+exec "$PY" -I "$W/agent/$A.pyz" --workdir "$W" "$@"
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """The agent as it is sent: one zip file and the hash that names it."""
+
+    hash: str
+    data: bytes
+
+
+class AgentClient:
+    """The node agent of one host, through an open transport.
+
+    Every method raises HostUnreachableError and DeadlineError like the transport, NotFoundError for a
+    run that the host doesn't have, PreflightError where the interpreter does not start, and whatever
+    LlmctlError the agent itself raised, with this host's name on it.
+    """
+
+    def __init__(self, transport: Transport, host: Host, archive: Archive) -> None:
+        self._transport = transport
+        self._host = host
+        self._archive = archive
+
+    def start(self, request: StartRequest, *, deadline_s: float = 60.0) -> StartReply:
+        """Start the node; returns once its agent holds the lease. Secrets travel on stdin only."""
+        return self._call(StartReply, ["start"], codec.dumps(request), deadline_s, "launch")
+
+    def status(self, run_id: str | None = None, *, deadline_s: float = 20.0) -> StatusReply:
+        """One run's state on this host, or that of every run, newest first."""
+        return self._call(StatusReply, ["status", *([run_id] if run_id else [])], "", deadline_s, "status")
+
+    def stop(self, run_id: str, request: StopRequest) -> StopReport:
+        """End the node and prove that nothing of it is left; waits for the grace time."""
+        deadline_s = request.grace_s + 30.0
+        return self._call(StopReport, ["stop", run_id], codec.dumps(request), deadline_s, "stop")
+
+    def files(self, run_id: str, *, deadline_s: float = 60.0) -> FilesReply:
+        """What of a run can be pulled from this host."""
+        return self._call(FilesReply, ["files", run_id], "", deadline_s, "pull")
+
+    @contextmanager
+    def follow(self, run_id: str, request: FollowRequest) -> Iterator[Iterator[Frame]]:
+        """Frames of a run until its end. A beat is due every 2 s; 15 s of silence is a lost connection."""
+        for pushed in (False, True):
+            with self._transport.open(self._argv(["follow", run_id]), stage="follow") as stream:
+                stream.write(codec.dumps(request).encode(), deadline_s=15.0)
+                stream.end_input()
+                first = stream.read(1 << 16, deadline_s=30.0)
+                if first:
+                    yield self._frames(stream, first)
+                    return
+                done = stream.wait(deadline_s=15.0)
+            self._judge(done, "follow", push_missing=not pushed)
+
+    def _frames(self, stream: Stream, data: bytes) -> Iterator[Frame]:
+        while data:
+            *lines, rest = data.split(b"\n")
+            for line in lines:
+                yield codec.loads(Frame, line)
+            more = stream.read(1 << 18, deadline_s=15.0)
+            if not more:
+                break
+            data = rest + more
+        self._judge(stream.wait(deadline_s=15.0), "follow", push_missing=False)
+
+    def _call(self, reply: type[T], verb: list[str], body: str, deadline_s: float, stage: str) -> T:
+        argv = self._argv(verb)
+        done = self._transport.run(argv, stdin=body.encode(), deadline_s=deadline_s, stage=stage)
+        if self._judge(done, stage, push_missing=True):
+            done = self._transport.run(argv, stdin=body.encode(), deadline_s=deadline_s, stage=stage)
+            self._judge(done, stage, push_missing=False)
+        return codec.loads(reply, done.stdout)
+
+    def _argv(self, verb: list[str]) -> list[str]:
+        host = self._host
+        return ["sh", "-c", CALL, "llmctl", host.workdir, host.python, self._archive.hash, *verb]
+
+    def _judge(self, done: Completed, stage: str, *, push_missing: bool) -> bool:
+        """True where the agent was missing and has now been pushed; raises for every other failure."""
+        if done.ok:
+            return False
+        if done.code == MISSING and push_missing:
+            workdir = done.stderr.decode().strip().splitlines()[-1]
+            dest = f"{workdir}/agent/{self._archive.hash}.pyz"
+            push_file(self._transport, self._archive.data, dest, deadline_s=60.0)
+            return True
+        raise self._error(done, stage)
+
+    def _error(self, done: Completed, stage: str) -> LlmctlError:
+        told = _told(done.stderr)
+        if told is not None:
+            kind = getattr(errors, str(told.get("error")), RemoteCommandError)
+            if not (isinstance(kind, type) and issubclass(kind, LlmctlError)):
+                kind = RemoteCommandError
+            return kind(str(told.get("message")), hint=told.get("hint"), host=self._host.name, stage=stage)
+        if done.code == UNKNOWN_RUN:
+            return NotFoundError("no such run on this host", host=self._host.name, stage=stage)
+        if done.code in (NO_PYTHON, 126):
+            return PreflightError(
+                f"python does not start: {done.stderr_tail(1)} ({self._host.python})",
+                host=self._host.name,
+                stage=stage,
+                hint=f"set `python:` for {self._host.name} in hosts.yaml",
+            )
+        ended = f"ended by {done.signal}" if done.signal else f"exit {done.code}"
+        return RemoteCommandError(
+            f"the node agent failed ({ended}): {done.stderr_tail()}", host=self._host.name, stage=stage
+        )
+
+
+def _told(stderr: bytes) -> dict[str, Any] | None:
+    """The agent's own error: the last line of stderr, if it is one of its JSON objects."""
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    if not lines or not lines[-1].startswith("{"):
+        return None
+    try:
+        document = json.loads(lines[-1])
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) and "message" in document else None

@@ -1,0 +1,103 @@
+"""The command line's root: it registers the verbs, and is the only place that catches LlmctlError and
+picks the exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from llmctl import __version__, errors
+from llmctl.controller.cli import (
+    attach,
+    configcmd,
+    data,
+    demo,
+    hosts,
+    init,
+    logs,
+    pull,
+    status,
+    stop,
+    train,
+    wait,
+)
+from llmctl.wire.exitcodes import ExitCode
+
+EXIT_CODE: dict[type[errors.LlmctlError], ExitCode] = {
+    errors.ConfigError: ExitCode.USAGE,
+    errors.PreflightError: ExitCode.PREFLIGHT,
+    errors.HostUnreachableError: ExitCode.UNREACHABLE,
+    errors.HostIdentityError: ExitCode.IDENTITY,
+    errors.ProvisionError: ExitCode.PROVISION,
+    errors.TransferError: ExitCode.INTEGRITY,
+    errors.IntegrityError: ExitCode.INTEGRITY,
+    errors.RemoteCommandError: ExitCode.PREFLIGHT,
+    errors.JobFailedError: ExitCode.JOB_FAILED,
+    errors.NotFinishedError: ExitCode.NOT_FINISHED,
+    errors.NotFoundError: ExitCode.NOT_FOUND,
+    errors.CancelledRunError: ExitCode.CANCELLED,
+    errors.DeadlineError: ExitCode.TIMEOUT,
+}
+
+app = typer.Typer(
+    name="llmctl",
+    help="Train language models on machines that you reach by SSH.",
+    epilog="Start with: llmctl init · llmctl demo · llmctl train -f job.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        sys.stdout.write(f"llmctl {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train language models on machines that you reach by SSH.
+
+    A host needs nothing beforehand but sshd and a Python that has torch; no server has to be kept alive.
+    """
+
+
+for verb in (init, demo, train, status, logs, wait, attach, stop, pull, hosts, data, configcmd):
+    verb.register(app)
+
+
+def exit_code(error: errors.LlmctlError) -> ExitCode:
+    """The code for an error; several hosts at once: that of the first."""
+    if isinstance(error, errors.HostErrors):
+        return exit_code(error.errors[0])
+    for kind in type(error).__mro__:
+        if kind in EXIT_CODE:
+            return EXIT_CODE[kind]
+    return ExitCode.INTERNAL
+
+
+def main() -> None:
+    """The `llmctl` command. Never a traceback for something that a user can cause."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app(prog_name="llmctl")
+    except errors.LlmctlError as error:
+        if debug:
+            raise
+        from llmctl.controller.ui.console import Screen
+
+        code = exit_code(error)
+        Screen().error(error, code)
+        sys.exit(code)
+    except BrokenPipeError:
+        # The reader of our stdout (`| head`) has gone: nothing is left to say.
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)

@@ -1,0 +1,116 @@
+"""What every verb needs, each made only when it is first asked for: start-up must stay cheap."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmctl.controller.config.settings import Settings, load_settings
+from llmctl.controller.ui.console import Screen
+
+if TYPE_CHECKING:
+    from llmctl.controller.backends.agent import Archive
+    from llmctl.controller.collect.locate import Located
+    from llmctl.controller.collect.view import RunView
+    from llmctl.controller.config.types import Host, Inventory
+    from llmctl.controller.ledger.store import Ledger
+    from llmctl.controller.transport.pool import Connections
+
+
+class Session:
+    """One invocation of `llmctl`: its settings, its two consoles, and lazily the rest."""
+
+    def __init__(self, **flags: Any) -> None:
+        self.settings: Settings = load_settings(flags, environ=os.environ, cwd=Path.cwd())
+        self.screen = Screen(color=self.settings.color, json_output=self.settings.output == "json")
+        self._connections: list[Connections] = []
+
+    @property
+    def json(self) -> bool:
+        return self.screen.json_output
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a question can be asked: a terminal on both sides, and not a CI job."""
+        return os.isatty(0) and self.screen.err.is_terminal and not os.environ.get("CI")
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        from llmctl.controller.config.inventory import find_inventory, load_inventory
+
+        return load_inventory(find_inventory(self.settings.hosts, os.environ, Path.cwd()))
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from llmctl.controller.ledger.store import Ledger
+
+        return Ledger(self.settings.state_dir, warn=self.screen.warn)
+
+    @cached_property
+    def archive(self) -> Archive:
+        from llmctl.controller.backends.agent import Archive
+        from llmctl.controller.execute.agent_archive import build
+
+        built = build()
+        return Archive(hash=built.hash, data=built.data)
+
+    @property
+    def cache(self) -> Path:
+        """Our own folder for stat caches and push memory."""
+        return Path(self.settings.state_dir) / "cache"
+
+    def connect(self, hosts: Sequence[Host]) -> Connections:
+        """Connections to these hosts; closed with the session."""
+        from llmctl.controller.transport.pool import Connections
+
+        made = Connections(hosts, connect_timeout_s=self.settings.connect_timeout_s)
+        self._connections.append(made)
+        return made
+
+    def locate(self, key: str | None) -> Located:
+        """The run that the user means; see `collect.locate`."""
+        from llmctl.controller.collect.locate import locate
+
+        def inventory_hosts() -> Sequence[Host]:
+            return self.inventory.all_hosts()
+
+        return locate(key, self.ledger, self.archive, inventory_hosts, self.connect)
+
+    def remember(self, view: RunView, hosts: Sequence[Host]) -> None:
+        """Write what was just seen of a run to the ledger, also of a run that was started elsewhere."""
+        from llmctl.controller.collect.locate import record_of
+        from llmctl.controller.ledger.records import RunRecord
+
+        seen: dict[str, Any] = {
+            "state": view.state,
+            "attempt": view.attempt,
+            "step": view.step,
+            "total": view.total,
+            "loss": view.loss,
+            "tokens_per_s": view.tokens_per_s,
+            "reason": view.note,
+            "exit_code": int(view.verdict) if view.state.ended else None,
+        }
+        known = self.ledger.get(view.run_id)
+        if known is not None:
+            self.ledger.update(view.run_id, **seen)
+            return
+        self.ledger.add(
+            RunRecord(
+                run_id=view.run_id,
+                name=view.name,
+                created_at=view.created_at,
+                hosts=tuple(record_of(host) for host in hosts),
+                **seen,
+            )
+        )
+
+    def close(self) -> None:
+        """End all connections; jobs on the hosts have sessions of their own and live on."""
+        for connections in self._connections:
+            connections.close()
+        if "ledger" in self.__dict__:
+            self.ledger.close()

@@ -1,0 +1,156 @@
+"""`llmctl status`: all runs in a table, or one run in full."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmctl.controller.cli.options import HostsOption, OutputOption, RunArgument, checked_output
+
+if TYPE_CHECKING:
+    from llmctl.controller.cli.session import Session
+    from llmctl.controller.collect.view import RunView
+    from llmctl.controller.ledger.records import RunRecord
+    from llmctl.errors import LlmctlError
+
+EPILOG = (
+    "Examples:\n\n"
+    "    llmctl status\n\n"
+    "    llmctl status demo-7f3a -o json\n\n"
+    "    llmctl status --all         (ask the hosts too: runs that others started)"
+)
+REFRESH_S = 2.0
+
+
+def register(app: typer.Typer) -> None:
+    app.command("status", epilog=EPILOG)(status)
+
+
+def status(
+    run: RunArgument = None,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Ask every host of the hosts file, not only the ledger.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every 2 s until Ctrl-C.")] = False,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="At most so many runs.")] = 20,
+    hosts: HostsOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Show runs: state, nodes, step, loss, speed, age; for one run also each host and the first failure.
+
+    States: starting, running, lost-contact, succeeded, failed, cancelled. Losing contact is not failing:
+    the job may be fine. A run that has ended is shown from the ledger, without asking a host.
+    """
+    from llmctl.controller.cli.session import Session
+
+    session = Session(hosts=hosts, output=checked_output(output))
+    try:
+        if run is not None:
+            code = _one(session, run, watch=watch)
+        else:
+            code = _all(session, everything=everything, watch=watch, number=number)
+    finally:
+        session.close()
+    raise typer.Exit(code)
+
+
+def _all(session: Session, *, everything: bool, watch: bool, number: int) -> int:
+    from llmctl.controller.ui.runs import rows_table, show_rows
+
+    def once() -> tuple[list[RunView | RunRecord], list[LlmctlError]]:
+        return _rows(session, everything=everything, number=number)
+
+    if watch:
+        from llmctl.controller.ui.runs import live
+
+        live(session.screen, lambda: rows_table(*once()), REFRESH_S)
+        return 0
+    rows, errors = once()
+    if session.json:
+        from llmctl.controller.ui.runs import row_document
+
+        document = {
+            "runs": [row_document(row) for row in rows],
+            "unreachable": [{"host": error.host, "error": error.message} for error in errors],
+        }
+        session.screen.document("status", document)
+        return 0
+    show_rows(session.screen, rows, errors)
+    return 0
+
+
+def _rows(
+    session: Session, *, everything: bool, number: int
+) -> tuple[list[RunView | RunRecord], list[LlmctlError]]:
+    """Ended runs as the ledger has them; the others as their hosts say now. Newest first."""
+    records = list(session.ledger.list(number))
+    if not records or everything:
+        views, errors = _from_inventory(session, required=everything or not records)
+        known = {view.run_id for view in views}
+        rows = [*views, *(_live_row(session, record) for record in records if record.run_id not in known)]
+    else:
+        errors = []
+        rows = [_live_row(session, record) for record in records]
+    return sorted(rows, key=lambda row: row.created_at, reverse=True)[:number], errors
+
+
+def _from_inventory(session: Session, *, required: bool) -> tuple[list[RunView], list[LlmctlError]]:
+    from llmctl.controller.collect.status import all_runs
+    from llmctl.errors import ConfigError
+
+    try:
+        hosts = session.inventory.all_hosts()
+    except ConfigError:
+        if required and session.settings.hosts is not None:
+            raise
+        return [], []
+    views, errors = all_runs(session.connect(hosts), hosts, session.archive)
+    by_name = {host.name: host for host in hosts}
+    for view in views:
+        session.remember(view, [by_name[node.host] for node in view.nodes if node.host in by_name])
+    return views, errors
+
+
+def _live_row(session: Session, record: RunRecord) -> RunView | RunRecord:
+    """The hosts' word where the run had not ended; what the ledger last saw where none can be asked."""
+    if record.state.ended or not record.hosts:
+        return record
+    from dataclasses import replace
+
+    from llmctl.controller.collect.locate import host_of
+    from llmctl.controller.collect.status import run_view
+    from llmctl.errors import LlmctlError
+    from llmctl.wire.states import RunState
+
+    hosts = [host_of(host) for host in record.hosts]
+    try:
+        view = run_view(session.connect(hosts), hosts, session.archive, record.run_id)
+    except LlmctlError as error:
+        return replace(record, state=RunState.LOST_CONTACT, reason=f"{error.line()}")
+    session.remember(view, hosts)
+    return view
+
+
+def _one(session: Session, key: str, *, watch: bool) -> int:
+    from llmctl.controller.collect.status import run_view
+    from llmctl.controller.ui.runs import detail, live
+
+    located = session.locate(key)
+    connections = session.connect(located.hosts)
+
+    def once() -> RunView:
+        view = run_view(connections, located.hosts, session.archive, located.run_id)
+        session.remember(view, located.hosts)
+        return view
+
+    if watch:
+        live(session.screen, lambda: detail(once()), REFRESH_S)
+        return 0
+    view = once()
+    if session.json:
+        session.screen.document("run", {"run": view, "asked_at": time.time()})
+    else:
+        session.screen.out.print(detail(view))
+    return 0

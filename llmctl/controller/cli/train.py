@@ -1,0 +1,279 @@
+"""`llmctl train`: from a job file to a verdict."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmctl.controller.cli.options import (
+    HostsOption,
+    JobOption,
+    LimitOption,
+    OutputOption,
+    PoolOption,
+    checked_output,
+)
+
+if TYPE_CHECKING:
+    from llmctl.controller.cli.session import Session
+    from llmctl.controller.config.models import JobFile
+    from llmctl.controller.config.overrides import JobOverrides
+    from llmctl.controller.config.types import RunConfig
+    from llmctl.controller.execute.prepare import Prepared
+    from llmctl.controller.plan.plan import Plan
+    from llmctl.controller.transport.pool import Connections
+    from llmctl.controller.ui.stages import Stages
+
+FOLDER = "llmctl-runs"
+"""Where runs are pulled to by default, below the current folder."""
+
+EPILOG = (
+    "Examples:\n\n"
+    "    llmctl train -f job.yaml\n\n"
+    "    llmctl train -f job.yaml -j 2x4 --set recipe.steps=50\n\n"
+    "    llmctl train -d -- train.py --epochs 3      (a script of yours, no job file needed)\n\n"
+    "Ctrl-C detaches: the job goes on; only `llmctl stop` ends it."
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train", epilog=EPILOG)(train)
+
+
+def train(
+    script: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- ARGS...]", help="Arguments for the script; without a job file: the script."
+        ),
+    ] = None,
+    file: JobOption = None,
+    hosts: HostsOption = None,
+    shape: Annotated[
+        str | None, typer.Option("-j", metavar="NxM", help="N hosts, M ranks on each: 2x4.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="First part of the run's id.")] = None,
+    pool: PoolOption = None,
+    limit: LimitOption = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the job: recipe.steps=50."),
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Environment of the ranks.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Start and return; the run id on stdout.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show the plan, start nothing.")
+    ] = False,
+    pull: Annotated[
+        bool, typer.Option("--pull/--no-pull", help="Bring logs and the last checkpoint back at the end.")
+    ] = True,
+    output: OutputOption = None,
+) -> None:
+    """Train on every host of a pool, watch it, and bring logs and checkpoints back.
+
+    Checks the hosts, pushes the code, starts a node agent on each, which starts torchrun; then shows the
+    run. The exit code is the run's verdict: 0 succeeded, 100 failed, 103 stopped, 130 detached by Ctrl-C.
+    """
+    from llmctl.controller.cli.session import Session
+    from llmctl.controller.config.overrides import JobOverrides, parse_assignment, parse_shape
+
+    session = Session(hosts=hosts, output=checked_output(output))
+    nodes, nproc = parse_shape(shape) if shape else (None, None)
+    overrides = JobOverrides(
+        nodes=nodes,
+        nproc=nproc,
+        name=name,
+        pool=pool,
+        env=dict(parse_assignment(text, "--env") for text in env or ()),
+        set=tuple(set_ or ()),
+        limit=tuple(limit or ()),
+    )
+    config = _config(session, file, tuple(script or ()), overrides)
+    try:
+        dest = Path(FOLDER) if pull else None
+        outcome = run(session, config, detach=detach, dry_run=dry_run, pull=dest)
+    finally:
+        session.close()
+    raise typer.Exit(outcome.code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one `train` ended: its exit code, and the folder that the run was pulled to."""
+
+    code: int
+    pulled: Path | None = None
+
+
+def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pull: Path | None) -> Outcome:
+    """Everything after the job is known. `demo` calls it too.
+
+    Args:
+        pull: folder below which the run is pulled at its end; None: it is not.
+    """
+    from llmctl.controller.ui.stages import Stages
+
+    for note in config.notes:
+        session.screen.warn(note)
+    stages = Stages(session.screen)
+    connections = session.connect(config.hosts)
+    run_id = f"{config.job.name}-{secrets.token_hex(3)}"
+    prepared = _prepare(session, config, connections, stages, push=not dry_run)
+    plan = _plan(session, config, prepared, run_id)
+    if dry_run:
+        _show_plan(session, plan)
+        return Outcome(code=0)
+    _start(session, config, plan, connections, stages)
+    if detach:
+        return Outcome(code=_detached(session, plan))
+    return _follow(session, config, plan, connections, stages, pull=pull)
+
+
+def _config(
+    session: Session, file: str | None, script: tuple[str, ...], overrides: JobOverrides
+) -> RunConfig:
+    from llmctl.controller.config.job import load_job, resolve
+
+    path = Path(file or "job.yaml")
+    if file is None and script and not path.exists():
+        job, base = _job_of_script(script), Path.cwd()
+    else:
+        job, base = load_job(path), path.absolute().parent
+        overrides = replace(overrides, script_args=script)
+    return resolve(
+        job,
+        session.inventory,
+        overrides=overrides,
+        environ=os.environ,
+        base=base,
+        default_pool=session.settings.pool,
+    )
+
+
+def _job_of_script(script: tuple[str, ...]) -> JobFile:
+    """`llmctl train -- train.py --lr 1`: the folder here is the code, the first word the script."""
+    import re
+
+    from llmctl.controller.config.models import CodeSection, JobFile, TrainSection
+
+    stem = re.sub(r"[^a-z0-9]+", "-", Path(script[0]).stem.lower()).strip("-")[:40] or "run"
+    train_section = TrainSection(script=script[0], args=list(script[1:]))
+    return JobFile(version=1, name=stem, code=CodeSection(path="."), train=train_section)
+
+
+def _prepare(
+    session: Session, config: RunConfig, connections: Connections, stages: Stages, *, push: bool
+) -> Prepared:
+    from llmctl.controller.execute.prepare import prepare
+    from llmctl.controller.ui.summaries import code_line, hosts_line, tree_warnings
+
+    with stages.stage("hosts", "connecting, checking and pushing") as stage:
+        prepared = prepare(config, connections, session.archive, cache=session.cache, push=push)
+        stage.text = hosts_line(config.hosts, prepared.facts)
+    if prepared.tree is not None:
+        for line in tree_warnings(prepared.tree):
+            session.screen.warn(line)
+        stages.line("code", code_line(prepared))
+    return prepared
+
+
+def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) -> Plan:
+    from llmctl.controller.plan.plan import Identity, plan_run
+
+    identity = Identity(
+        run_id=run_id,
+        attempt=1,
+        created_at=time.time(),
+        agent=session.archive.hash,
+        tree=prepared.tree.hash if prepared.tree else None,
+    )
+    plan = plan_run(config, prepared.facts, identity)
+    for warning in plan.warnings:
+        session.screen.warn(warning)
+    return plan
+
+
+def _show_plan(session: Session, plan: Plan) -> None:
+    from llmctl.controller.ui.summaries import plan_lines
+
+    if session.json:
+        session.screen.document("plan", {"plan": plan})
+        return
+    for line in plan_lines(plan):
+        session.screen.result(line)
+
+
+def _start(session: Session, config: RunConfig, plan: Plan, connections: Connections, stages: Stages) -> None:
+    """The ledger learns of the run first: a controller killed in the middle leaves a trace of it."""
+    from llmctl.controller.collect.locate import record_of
+    from llmctl.controller.execute.start import start
+    from llmctl.controller.ledger.records import RunRecord
+
+    node = plan.nodes[0]
+    session.ledger.add(
+        RunRecord(
+            run_id=plan.run_id,
+            name=config.job.name,
+            created_at=node.created_at,
+            hosts=tuple(record_of(host) for host in config.hosts),
+            inventory_path=session.inventory.path,
+            total=node.total_steps,
+            job=node.job,
+        )
+    )
+    with stages.stage("launch", f"{plan.run_id} on {len(plan.nodes)} hosts") as stage:
+        start(plan, config, connections, session.archive)
+        over = f" over {node.launch.interface}" if node.launch.interface else ""
+        master = f"master {plan.master_addr}:{plan.master_port}{over}"
+        stage.text = f"{plan.run_id} · {plan.summary} · attempt {plan.attempt} · {master}"
+
+
+def _detached(session: Session, plan: Plan) -> int:
+    from llmctl.controller.cli.following import detach_hint
+
+    if session.json:
+        session.screen.document("train", {"run_id": plan.run_id, "state": "starting"})
+    else:
+        session.screen.result(plan.run_id)
+        session.screen.say(f"detached; {plan.run_id} goes on.   {detach_hint(plan.run_id)}")
+    return 0
+
+
+def _follow(
+    session: Session,
+    config: RunConfig,
+    plan: Plan,
+    connections: Connections,
+    stages: Stages,
+    *,
+    pull: Path | None,
+) -> Outcome:
+    from llmctl.controller.cli.following import follow_to_end
+    from llmctl.controller.cli.pulling import pull_home
+    from llmctl.controller.cli.verdict import detached, show_verdict
+    from llmctl.controller.collect.locate import Located
+    from llmctl.controller.ui.training import TrainingView
+    from llmctl.wire.records import FollowRequest
+
+    located = Located(run_id=plan.run_id, hosts=config.hosts)
+    logs = config.job.train.script is not None
+    display = TrainingView(session.screen, total=plan.nodes[0].total_steps, logs=logs)
+    try:
+        view = follow_to_end(session, connections, located, display, FollowRequest(logs=logs))
+        dest = None if pull is None else pull / plan.run_id
+        if dest is not None:
+            which = "none" if config.job.checkpoint.uri else "last"
+            pull_home(session, connections, located, stages, which=which, dest=dest)
+    except KeyboardInterrupt:
+        return Outcome(code=detached(session, plan.run_id))
+    return Outcome(code=show_verdict(session, view, kind="train"), pulled=dest)

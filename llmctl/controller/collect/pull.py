@@ -1,0 +1,195 @@
+"""Bring a run's logs, metrics and checkpoints home: only what is missing, resumed by offset, checked.
+
+    <dest>/<host>/node.json, events.jsonl, attempt-1/…      everything small, per host
+    <dest>/checkpoints/step-00000100/                       one copy, verified against its COMMIT.json
+
+Hosts are not trusted: the transport refuses a path that leaves the destination, and a checkpoint becomes
+visible under its own name only after every file of its commit marker has the right size and hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from llmctl.controller.backends.agent import AgentClient, Archive
+from llmctl.controller.config.types import Host
+from llmctl.controller.transport.pool import Connections
+from llmctl.controller.transport.pull import PullItem, PullResult, pull
+from llmctl.errors import HostErrors, IntegrityError, LlmctlError, TransferError
+from llmctl.wire import codec
+from llmctl.wire.layout import HostLayout
+from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest, FileEntry
+from llmctl.wire.records import FilesReply, RunFile
+
+CHECKPOINTS = "checkpoints/"
+APPENDED = (".log", ".jsonl")
+"""Files that only grow: a pull asks for what lies behind the bytes that are already here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """What one pull brought: counts and bytes over the wire, and the checkpoints that are now here."""
+
+    files: int
+    bytes: int
+    checkpoints: tuple[str, ...]
+    errors: tuple[LlmctlError, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One host's offer: its files, and the absolute folder that they lie in."""
+
+    host: Host
+    root: str
+    files: tuple[RunFile, ...]
+
+
+def pull_run(
+    connections: Connections,
+    hosts: Sequence[Host],
+    archive: Archive,
+    run_id: str,
+    dest: Path,
+    *,
+    checkpoints: str = "last",
+    progress: Callable[[int], None] | None = None,
+) -> Pulled:
+    """Pull one run into `dest`.
+
+    Args:
+        checkpoints: `none`, `last` or `all` of the committed ones.
+        progress: called with the bytes that arrived since the last call, from several threads.
+
+    Raises:
+        HostErrors: no host could be asked. One that can't be is an entry of `Pulled.errors`.
+        IntegrityError: a checkpoint does not match its commit marker; nothing of it is visible.
+    """
+
+    def offer(host: Host) -> Source:
+        client = AgentClient(connections.get(host.name), host, archive)
+        status = client.status(run_id)
+        reply: FilesReply = client.files(run_id)
+        root = HostLayout(status.nodes[0].spec.workdir).run(run_id).root
+        return Source(host=host, root=root, files=reply.files)
+
+    offers = connections.each(hosts, offer)
+    sources = [value for value in offers.values() if isinstance(value, Source)]
+    errors = [value for value in offers.values() if isinstance(value, LlmctlError)]
+    if not sources:
+        raise HostErrors(errors)
+    by_host = {source.host.name: source for source in sources}
+
+    def small(host: Host) -> PullResult:
+        return _pull_small(connections, by_host[host.name], dest / host.name, progress)
+
+    done = connections.each([source.host for source in sources], small)
+    results = [value for value in done.values() if isinstance(value, PullResult)]
+    errors += [value for value in done.values() if isinstance(value, LlmctlError)]
+    names, more = _pull_checkpoints(connections, sources, dest / "checkpoints", checkpoints, progress)
+    results += more
+    return Pulled(
+        files=sum(result.files for result in results),
+        bytes=sum(result.bytes for result in results),
+        checkpoints=tuple(names),
+        errors=tuple(errors),
+    )
+
+
+def wanted_checkpoints(sources: Sequence[Source], which: str) -> dict[str, Source]:
+    """Names of the checkpoints to pull, each with the first host that has it committed."""
+    found: dict[str, Source] = {}
+    for source in sources:
+        for file in source.files:
+            path = PurePosixPath(file.path)
+            if file.path.startswith(CHECKPOINTS) and path.name == COMMIT_MARKER and len(path.parts) == 3:
+                found.setdefault(path.parts[1], source)
+    if which == "none" or not found:
+        return {}
+    names = sorted(found) if which == "all" else [max(found)]
+    return {name: found[name] for name in names}
+
+
+def _pull_small(
+    connections: Connections, source: Source, dest: Path, progress: Callable[[int], None] | None
+) -> PullResult:
+    items = []
+    for file in source.files:
+        if file.path.startswith(CHECKPOINTS):
+            continue
+        here = dest / file.path
+        have = here.stat().st_size if here.is_file() else -1
+        if not file.path.endswith(APPENDED):
+            items.append(PullItem(path=file.path, size=file.size))
+        elif have != file.size:
+            offset = have if 0 < have < file.size else 0
+            items.append(PullItem(path=file.path, size=file.size, offset=offset))
+    dest.mkdir(parents=True, exist_ok=True)
+    return pull(connections.get(source.host.name), source.root, items, dest, progress=progress)
+
+
+def _pull_checkpoints(
+    connections: Connections,
+    sources: Sequence[Source],
+    dest: Path,
+    which: str,
+    progress: Callable[[int], None] | None,
+) -> tuple[list[str], list[PullResult]]:
+    names, results = [], []
+    for name, source in wanted_checkpoints(sources, which).items():
+        results.append(_pull_checkpoint(connections, source, name, dest, progress))
+        names.append(name)
+    return names, results
+
+
+def _pull_checkpoint(
+    connections: Connections,
+    source: Source,
+    name: str,
+    dest: Path,
+    progress: Callable[[int], None] | None,
+) -> PullResult:
+    """Fetch into `.part-<name>`, check, rename. What an earlier, broken pull left there is used again."""
+    final, part = dest / name, dest / f".part-{name}"
+    if (final / COMMIT_MARKER).is_file():
+        return PullResult(files=0, bytes=0)
+    part.mkdir(parents=True, exist_ok=True)
+    transport = connections.get(source.host.name)
+    root = f"{source.root}/{CHECKPOINTS}{name}"
+    marker = next(f for f in source.files if f.path == f"{CHECKPOINTS}{name}/{COMMIT_MARKER}")
+    first = pull(transport, root, [PullItem(path=COMMIT_MARKER, size=marker.size)], part)
+    manifest = codec.loads(CheckpointManifest, (part / COMMIT_MARKER).read_bytes())
+    missing = [entry for entry in manifest.files if not _is_whole(part / entry.path, entry)]
+    items = [PullItem(path=e.path, size=e.size, sha256=e.sha256) for e in missing]
+    rest = pull(transport, root, items, part, progress=progress)
+    for entry in missing:
+        if not _is_whole(part / entry.path, entry):
+            (part / entry.path).unlink(missing_ok=True)
+            raise IntegrityError(
+                f"{name}/{entry.path} is not what its commit marker says",
+                host=source.host.name,
+                stage="pull",
+                hint="the copy on the host is damaged; pull again, or take another checkpoint",
+            )
+    _rename(part, final)
+    return PullResult(files=first.files + rest.files, bytes=first.bytes + rest.bytes)
+
+
+def _is_whole(path: Path, entry: FileEntry) -> bool:
+    if not path.is_file() or path.stat().st_size != entry.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+
+
+def _rename(part: Path, final: Path) -> None:
+    try:
+        if final.exists():  # a folder without a marker: never a whole checkpoint
+            shutil.rmtree(final)
+        part.rename(final)
+    except OSError as error:
+        raise TransferError(f"{final}: {error.strerror}", stage="pull") from error

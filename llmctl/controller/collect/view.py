@@ -1,0 +1,260 @@
+"""What all hosts of a run say, as one view of the run. Pure: answers in, view out.
+
+Three different things stay three: `failed` (a host says so), `lost-contact` (a host can't be asked) and
+`running`. A host that can't be asked never makes a run failed, and never hides what the others say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict
+
+from llmctl.errors import LlmctlError
+from llmctl.wire.exitcodes import ExitCode
+from llmctl.wire.records import NodeExit, NodeStatus, RankExit
+from llmctl.wire.specs import NodeSpec, Peer
+from llmctl.wire.states import NodeState, RunState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of asking one host for one run.
+
+    `asked_at` and `answered_at` are on the controller's clock; with the host's `now` they give its clock
+    offset. `missing`: the host answered that it has no such run.
+    """
+
+    host: str
+    asked_at: float
+    answered_at: float
+    status: NodeStatus | None = None
+    error: LlmctlError | None = None
+    missing: bool = False
+
+    @property
+    def clock_offset(self) -> float:
+        """The host's clock minus ours, in seconds; half a round trip uncertain."""
+        if self.status is None:
+            return 0.0
+        return self.status.now - (self.asked_at + self.answered_at) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The first rank of the run that ended badly, by a clock common to all hosts."""
+
+    host: str
+    rank: RankExit | None
+    reason: str
+    log: tuple[str, ...]
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """One host in a run's view; `state` is None where it could not be asked or was never started."""
+
+    host: str
+    node_rank: int
+    nproc: int
+    state: NodeState | None
+    error: str | None = None
+    lease_age_s: float | None = None
+    last_event_age_s: float | None = None
+    exit: NodeExit | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """One run as `status` shows it. Times are seconds; `step`, `loss` ... are None where nobody knows."""
+
+    run_id: str
+    name: str
+    state: RunState
+    attempt: int
+    created_at: float
+    age_s: float
+    nodes: tuple[NodeView, ...]
+    step: int | None = None
+    total: int | None = None
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    checkpoint_step: int | None = None
+    note: str = ""
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def answered(self) -> int:
+        return sum(node.state is not None for node in self.nodes)
+
+    @property
+    def verdict(self) -> ExitCode:
+        """The exit code of a command that waited for this run."""
+        return {
+            RunState.SUCCEEDED: ExitCode.OK,
+            RunState.FAILED: ExitCode.JOB_FAILED,
+            RunState.CANCELLED: ExitCode.CANCELLED,
+        }.get(self.state, ExitCode.NOT_FINISHED)
+
+
+def merge(run_id: str, answers: Mapping[str, Answer], now: float) -> RunView:
+    """The view of one run; at least one answer carries a status.
+
+    Args:
+        answers: by host name, for every host that was asked.
+        now: Unix time on the controller's clock.
+    """
+    spec = max((a.status.spec for a in answers.values() if a.status), key=lambda s: s.attempt)
+    current = {
+        name: answer
+        for name, answer in answers.items()
+        if answer.status is None or answer.status.spec.attempt == spec.attempt
+    }
+    nodes = tuple(_node(peer, current.get(peer.host)) for peer in spec.peers)
+    failures = tuple(sorted(_failures(current), key=lambda failure: failure.at))
+    state = _state(nodes, failures, _stopped_at(current))
+    return RunView(
+        run_id=run_id,
+        name=spec.run_name,
+        state=state,
+        attempt=spec.attempt,
+        created_at=spec.created_at,
+        age_s=max(0.0, now - spec.created_at),
+        nodes=nodes,
+        checkpoint_step=_checkpoint(current),
+        note=_note(nodes, failures if state is RunState.FAILED else ()),
+        failures=failures if state is RunState.FAILED else (),
+        **_progress(spec, _metrics(current), ended=state.ended),
+    )
+
+
+class _Progress(TypedDict):
+    step: int | None
+    total: int | None
+    loss: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+
+
+def _progress(spec: NodeSpec, metrics: Mapping[str, object], *, ended: bool) -> _Progress:
+    total = _int(metrics.get("total")) or spec.total_steps
+    return {
+        "step": _int(metrics.get("step")),
+        "total": total,
+        "loss": _float(metrics.get("loss")),
+        "tokens_per_s": None if ended else _float(metrics.get("tokens_per_s")),
+        "eta_s": None if ended else _eta(metrics, total),
+    }
+
+
+def _node(peer: Peer, answer: Answer | None) -> NodeView:
+    if answer is None or answer.status is None:
+        error = _why(answer)
+        return NodeView(host=peer.host, node_rank=peer.node_rank, nproc=peer.nproc, state=None, error=error)
+    status = answer.status
+    event = status.last_event
+    return NodeView(
+        host=peer.host,
+        node_rank=peer.node_rank,
+        nproc=peer.nproc,
+        state=status.state,
+        lease_age_s=max(0.0, status.now - status.lease.t) if status.lease else None,
+        last_event_age_s=max(0.0, status.now - event.t) if event else None,
+        exit=status.exit,
+    )
+
+
+def _why(answer: Answer | None) -> str:
+    if answer is None:
+        return "not in this hosts file"
+    if answer.missing:
+        return "was never started"
+    return answer.error.message if answer.error else "gave no answer"
+
+
+def _state(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...], stopped_at: float | None) -> RunState:
+    """What came first decides: a stop makes peers fail, and a failure makes us stop the peers."""
+    states = [node.state for node in nodes]
+    if stopped_at is not None and not (failures and failures[0].at < stopped_at):
+        return RunState.CANCELLED
+    if failures:
+        return RunState.FAILED
+    if None in states:
+        return RunState.LOST_CONTACT
+    if all(state is NodeState.SUCCEEDED for state in states):
+        return RunState.SUCCEEDED
+    if NodeState.STARTING in states:
+        return RunState.STARTING
+    return RunState.RUNNING
+
+
+def _stopped_at(answers: Mapping[str, Answer]) -> float | None:
+    """When a stop first reached a node that was still going, on our clock."""
+    found = []
+    for answer in answers.values():
+        ended = answer.status.exit if answer.status else None
+        if ended and ended.state is NodeState.CANCELLED:
+            at = ended.ended_at if ended.stop_requested_at is None else ended.stop_requested_at
+            found.append(at - answer.clock_offset)
+    return min(found, default=None)
+
+
+def _failures(answers: Mapping[str, Answer]) -> list[Failure]:
+    found = []
+    for answer in answers.values():
+        status = answer.status
+        if status is None or status.state is not NodeState.FAILED:
+            continue
+        rank = status.failure
+        at = rank.ended_at if rank else (status.exit.ended_at if status.exit else status.now)
+        reason = status.exit.reason if status.exit else "failed"
+        found.append(
+            Failure(
+                host=answer.host,
+                rank=rank,
+                reason=reason,
+                log=status.failure_log,
+                at=at - answer.clock_offset,
+            )
+        )
+    return found
+
+
+def _metrics(answers: Mapping[str, Answer]) -> dict[str, object]:
+    found = [a.status.metrics for a in answers.values() if a.status and a.status.metrics]
+    return max(found, key=lambda metrics: _int(metrics.get("step")) or 0, default={})
+
+
+def _checkpoint(answers: Mapping[str, Answer]) -> int | None:
+    steps = [a.status.checkpoint_step for a in answers.values() if a.status]
+    return max((step for step in steps if step is not None), default=None)
+
+
+def _eta(metrics: Mapping[str, object], total: int | None) -> float | None:
+    """Seconds to the last step at the pace of the last one."""
+    tokens, speed = _float(metrics.get("tokens")), _float(metrics.get("tokens_per_s"))
+    step = _int(metrics.get("step"))
+    if not tokens or not speed or step is None or total is None:
+        return None
+    return max(0, total - step) * tokens / speed
+
+
+def _note(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...]) -> str:
+    if failures:
+        first = failures[0]
+        return f"{first.reason} on {first.host}"
+    lost = [node for node in nodes if node.state is None]
+    if lost:
+        more = f" (+{len(lost) - 1} more)" if len(lost) > 1 else ""
+        return f"{lost[0].host}: {lost[0].error}{more}"
+    return ""
+
+
+def _int(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _float(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,137 @@
+"""Make every host ready for one start: connect, ask for facts, push what is missing. All hosts at once.
+
+Nothing is started here, and one unfit host ends the whole preparation with every host's reason named.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmctl.controller.backends.agent import Archive
+from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.plan.preflight import job_problems, manifest_path
+from llmctl.controller.probe.facts import HostFacts
+from llmctl.controller.probe.probe import probe
+from llmctl.controller.transport.pool import Connections
+from llmctl.controller.transport.push import PushMemory, PushResult, push_file, push_tree
+from llmctl.controller.transport.sshconfig import resolve
+from llmctl.controller.transport.tree import Tree, scan
+from llmctl.errors import HostErrors, LlmctlError, PreflightError
+from llmctl.wire.layout import HostLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """One host, ready to start: its facts, and what was pushed to it (None: the job has no code)."""
+
+    facts: HostFacts
+    pushed: PushResult | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """All hosts of a run, by name, and the tree that they now have."""
+
+    ready: dict[str, Ready]
+    tree: Tree | None
+
+    @property
+    def facts(self) -> dict[str, HostFacts]:
+        return {name: ready.facts for name, ready in self.ready.items()}
+
+
+def prepare(
+    config: RunConfig,
+    connections: Connections,
+    archive: Archive,
+    *,
+    cache: Path,
+    push: bool = True,
+    on_tree: Callable[[Tree], None] | None = None,
+) -> Prepared:
+    """Facts of every host, with code and agent pushed (unless `push` is False: a dry run).
+
+    The tree is scanned while the hosts are being connected. `cache` is a folder of ours for the stat
+    cache and for what was last pushed where.
+
+    Raises:
+        HostErrors: at least one host is unreachable, untrusted, unfit, or could not be pushed to.
+        ConfigError: the tree itself can't be pushed.
+    """
+    target = master_target(config.hosts[0])
+    with ThreadPoolExecutor(1) as background:
+        scanning = _scan(config, cache, background)
+
+        def one(host: Host) -> Ready:
+            return _prepare_host(host, config, connections, archive, cache, target, scanning, push)
+
+        results = connections.each(config.hosts, one)
+        tree = scanning.result() if scanning else None
+    errors = [value for value in results.values() if isinstance(value, LlmctlError)]
+    if errors:
+        raise HostErrors(errors)
+    if tree is not None and on_tree is not None:
+        on_tree(tree)
+    ready = {name: value for name, value in results.items() if isinstance(value, Ready)}
+    return Prepared(ready=ready, tree=tree)
+
+
+def facts_of(
+    host: Host, connections: Connections, *, agent: str = "", target: str = "", data: str = ""
+) -> HostFacts:
+    """The facts of one host, with the address by which we reach it."""
+    facts = probe(connections.get(host.name), host, agent=agent, target=target, data=data)
+    return replace(facts, reached_by=None if host.is_local else master_target(host) or None)
+
+
+def master_target(host: Host) -> str:
+    """The IPv4 address of a host as this machine resolves it; empty where it can't."""
+    if host.internal_addr:
+        return host.internal_addr
+    name = "127.0.0.1" if host.is_local else resolve(host, config_path=None).hostname
+    try:
+        return socket.gethostbyname(name)
+    except OSError:
+        return ""
+
+
+def _scan(config: RunConfig, cache: Path, background: ThreadPoolExecutor) -> Future[Tree] | None:
+    if config.job.code is None:
+        return None
+    root = Path(config.base, config.job.code.path).resolve()
+    return background.submit(scan, root, cache_dir=cache)
+
+
+def _prepare_host(
+    host: Host,
+    config: RunConfig,
+    connections: Connections,
+    archive: Archive,
+    cache: Path,
+    target: str,
+    scanning: Future[Tree] | None,
+    push: bool,
+) -> Ready:
+    data = manifest_path(config.job)
+    facts = facts_of(host, connections, agent=archive.hash, target=target, data=data)
+    found = job_problems(host, facts, config.job)
+    if found:
+        first = found[0]
+        raise PreflightError(first.message, host=host.name, stage="check", hint=first.hint)
+    if not push:
+        return Ready(facts=facts, pushed=None)
+    transport = connections.get(host.name)
+    if not facts.agent_ready:
+        dest = HostLayout(facts.workdir).agent(archive.hash)
+        push_file(transport, archive.data, dest, deadline_s=60.0)
+    if scanning is None:
+        return Ready(facts=facts, pushed=None)
+    memory = PushMemory(cache)
+    return Ready(
+        facts=facts,
+        pushed=push_tree(transport, scanning.result, workdir=facts.workdir, memory=memory),
+    )

@@ -1,0 +1,51 @@
+"""Start a Plan: one agent per node, all at once; what was started is ended again if one can't start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmctl.controller.backends.agent import AgentClient, Archive
+from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.plan.plan import Plan
+from llmctl.controller.transport.pool import Connections
+from llmctl.errors import HostErrors, LlmctlError
+from llmctl.wire.records import StartReply, StartRequest, StopReport, StopRequest
+from llmctl.wire.specs import NodeSpec
+
+UNDO_GRACE_S = 3.0
+
+
+def start(plan: Plan, config: RunConfig, connections: Connections, archive: Archive) -> dict[str, StartReply]:
+    """Start every node of the plan; returns once each agent holds its lease.
+
+    Secrets leave this machine here, on the agents' stdin, and nowhere else.
+
+    Raises:
+        HostErrors: a node could not be started; the others were stopped again.
+    """
+    specs = {node.host: node for node in plan.nodes}
+
+    def one(host: Host) -> StartReply:
+        client = AgentClient(connections.get(host.name), host, archive)
+        return client.start(StartRequest(spec=specs[host.name], secrets=dict(config.secrets)))
+
+    results = connections.each(config.hosts, one)
+    errors = [value for value in results.values() if isinstance(value, LlmctlError)]
+    if errors:
+        _undo(specs, config, connections, archive)
+        raise HostErrors(errors)
+    return {name: value for name, value in results.items() if isinstance(value, StartReply)}
+
+
+def _undo(
+    specs: Mapping[str, NodeSpec], config: RunConfig, connections: Connections, archive: Archive
+) -> None:
+    """End whatever did start, a host whose answer was lost included. Its own failure changes nothing:
+    the error that is being raised is the one to act on, and a peer without partners ends by timeout."""
+
+    def one(host: Host) -> StopReport:
+        request = StopRequest(grace_s=UNDO_GRACE_S, reason="another host could not start")
+        client = AgentClient(connections.get(host.name), host, archive)
+        return client.stop(specs[host.name].run_id, request)
+
+    connections.each(config.hosts, one)

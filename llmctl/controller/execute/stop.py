@@ -1,0 +1,27 @@
+"""Stop a run on all its hosts at once, and tell per host what was proven."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmctl.controller.backends.agent import AgentClient, Archive
+from llmctl.controller.config.types import Host
+from llmctl.controller.transport.pool import Connections
+from llmctl.errors import LlmctlError
+from llmctl.wire.records import StopReport, StopRequest
+
+
+def stop(
+    connections: Connections,
+    hosts: Sequence[Host],
+    archive: Archive,
+    run_id: str,
+    request: StopRequest,
+) -> dict[str, StopReport | LlmctlError]:
+    """One report per host: a StopReport, or the reason why that host could not be asked."""
+
+    def one(host: Host) -> StopReport:
+        client = AgentClient(connections.get(host.name), host, archive)
+        return client.stop(run_id, request)
+
+    return connections.each(hosts, one)

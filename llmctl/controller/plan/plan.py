@@ -1,0 +1,192 @@
+"""(RunConfig, HostFacts) -> Plan: exactly what each host will be told. Pure; `--dry-run` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmctl.controller.config.job import job_for_record
+from llmctl.controller.config.models import JobFile
+from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.plan.network import interface, master_address, own_address
+from llmctl.controller.probe.facts import HostFacts
+from llmctl.errors import PreflightError
+from llmctl.wire import environment
+from llmctl.wire.recipe import ModelSpec, OptimizerSpec, RecipeSpec
+from llmctl.wire.specs import LaunchSpec, NodeSpec, Peer
+
+RECIPE_COMMAND = ("-m", "llmctl.worker.train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What makes this start this one: chosen outside, so that planning stays pure."""
+
+    run_id: str
+    attempt: int
+    created_at: float
+    agent: str
+    tree: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One attempt of one run, node by node, in rank order."""
+
+    run_id: str
+    attempt: int
+    master_addr: str
+    master_port: int
+    world_size: int
+    backend: str
+    nodes: tuple[NodeSpec, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """`2 nodes x 4 ranks · ddp · gloo`."""
+        sizes = sorted({node.launch.nproc for node in self.nodes})
+        ranks = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
+        nodes = len(self.nodes)
+        parts = [f"{nodes} node{'s' * (nodes != 1)} x {ranks} rank{'s' * (ranks != '1')}", self.backend]
+        recipe = self.nodes[0].recipe
+        if recipe is None:
+            parts.insert(0, "script " + self.nodes[0].launch.command[0])
+        else:
+            parts.insert(1, "ddp")
+            parts.append(f"batch {recipe.global_batch} x {recipe.sequence_length} tokens")
+        return " · ".join(parts)
+
+
+def plan_run(config: RunConfig, facts: Mapping[str, HostFacts], identity: Identity) -> Plan:
+    """The plan of one attempt; every host is known to be fit (`preflight.job_problems` is empty).
+
+    Raises:
+        PreflightError: no address or no free port for the master, or more ranks than samples.
+    """
+    first = facts[config.hosts[0].name]
+    backend = _backend(config, facts)
+    master = master_address(config.hosts, facts)
+    port = first.python.free_port if first.python else 0
+    if port == 0:
+        raise PreflightError("no free TCP port was found", host=first.host, stage="plan")
+    peers = _peers(config.hosts, facts, master)
+    world = sum(peer.nproc for peer in peers)
+    nodes = tuple(
+        _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend)
+        for host, peer in zip(config.hosts, peers, strict=True)
+    )
+    return Plan(
+        run_id=identity.run_id,
+        attempt=identity.attempt,
+        master_addr=master,
+        master_port=port,
+        world_size=world,
+        backend=backend,
+        nodes=nodes,
+        warnings=_warnings(config, facts, world),
+    )
+
+
+def ranks_of(host: Host, facts: HostFacts) -> int:
+    """Ranks on one host: its slots, else its GPUs, else one."""
+    return host.slots or len(facts.gpus) or 1
+
+
+def _backend(config: RunConfig, facts: Mapping[str, HostFacts]) -> str:
+    wanted = config.job.train.backend
+    if wanted != "auto":
+        return wanted
+    return "nccl" if all(facts[host.name].gpus for host in config.hosts) else "gloo"
+
+
+def _peers(hosts: tuple[Host, ...], facts: Mapping[str, HostFacts], master: str) -> tuple[Peer, ...]:
+    peers: list[Peer] = []
+    for number, host in enumerate(hosts):
+        known = facts[host.name]
+        addr = host.internal_addr or own_address(known, interface(host, known, master)) or host.addr
+        first = peers[-1].first_rank + peers[-1].nproc if peers else 0
+        nproc = ranks_of(host, known)
+        peers.append(Peer(host=host.name, addr=addr, node_rank=number, nproc=nproc, first_rank=first))
+    return tuple(peers)
+
+
+def _node(
+    config: RunConfig,
+    facts: HostFacts,
+    host: Host,
+    peers: tuple[Peer, ...],
+    me: Peer,
+    identity: Identity,
+    master: tuple[str, int],
+    backend: str,
+) -> NodeSpec:
+    job = config.job
+    recipe = recipe_spec(job) if job.train.script is None else None
+    launch = LaunchSpec(
+        launcher=job.train.launcher,
+        python=facts.python.executable if facts.python else host.python,
+        command=RECIPE_COMMAND if job.train.script is None else (job.train.script, *job.train.args),
+        nnodes=len(peers),
+        node_rank=me.node_rank,
+        nproc=me.nproc,
+        world_size=sum(peer.nproc for peer in peers),
+        first_rank=me.first_rank,
+        master_addr=master[0],
+        master_port=master[1],
+        interface=interface(host, facts, master[0]) if len(peers) > 1 else None,
+        pg_timeout_s=job.train.pg_timeout_s,
+    )
+    return NodeSpec(
+        run_id=identity.run_id,
+        run_name=job.name,
+        host=host.name,
+        attempt=identity.attempt,
+        created_at=identity.created_at,
+        workdir=facts.workdir,
+        launch=launch,
+        peers=peers,
+        agent=identity.agent,
+        tree=identity.tree,
+        env={**config.env, environment.BACKEND: backend},
+        secret_names=tuple(sorted(config.secrets)),
+        data_uri=job.data.uri if job.data else None,
+        checkpoint_uri=job.checkpoint.uri,
+        total_steps=recipe.steps if recipe else None,
+        recipe=recipe,
+        job=job_for_record(job),
+        grace_s=job.train.grace_s,
+    )
+
+
+def recipe_spec(job: JobFile) -> RecipeSpec:
+    """The recipe part of a job in wire form."""
+    recipe = job.recipe
+    given = recipe.model.model_dump(exclude={"size"}, exclude_none=True)
+    optimizer = recipe.optimizer.model_dump()
+    return RecipeSpec(
+        steps=recipe.steps,
+        global_batch=recipe.global_batch,
+        micro_batch=recipe.micro_batch,
+        sequence_length=recipe.sequence_length,
+        seed=recipe.seed,
+        precision=recipe.precision,
+        model=ModelSpec(size=recipe.model.size, overrides=given),
+        optimizer=OptimizerSpec(**{**optimizer, "betas": tuple(optimizer["betas"])}),
+        checkpoint_every=job.checkpoint.every,
+        keep=job.checkpoint.keep,
+        resume=job.checkpoint.resume,
+        log_every=recipe.log_every,
+        threads=recipe.threads,
+        tensorboard=recipe.tensorboard,
+    )
+
+
+def _warnings(config: RunConfig, facts: Mapping[str, HostFacts], world: int) -> tuple[str, ...]:
+    found = []
+    torches = {facts[h.name].python.torch for h in config.hosts if facts[h.name].python}  # type: ignore[union-attr]
+    if len(torches) > 1:
+        found.append("torch differs between hosts: " + ", ".join(sorted(str(t) for t in torches)))
+    if config.job.train.script is None and config.job.recipe.global_batch < world:
+        found.append(f"global_batch {config.job.recipe.global_batch} leaves some of {world} ranks idle")
+    return tuple(found)

@@ -1,0 +1,92 @@
+"""The one script that a probe sends: sections of plain commands, one round trip.
+
+Each section's output is read by a pure parser of the same name in `parsers.py`. It runs under any
+POSIX shell; what needs Python is asked of the job's own interpreter, so that its absence is a fact too.
+"""
+
+from __future__ import annotations
+
+MARK = "@@llmctl:"
+
+SHELL = r"""
+sec() { printf '\n@@llmctl:%s\n' "$1"; }
+PATH="$PATH:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+W=$1; PY=$2; AGENT=$3; TARGET=$4
+case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
+sec system; uname -s -m -r; printf '%s\n' "$HOME"; date +%s
+sec os; sed -n 's/^PRETTY_NAME=//p' /etc/os-release 2>/dev/null
+sec cores; nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
+sec memory; sed -n 's/^MemTotal: *//p' /proc/meminfo 2>/dev/null
+sec workdir; printf '%s\n' "$W"
+(umask 077; mkdir -p "$W/runs" "$W/agent" "$W/code" "$W/cache") 2>&1 && test -w "$W" && echo writable
+sec disk; df -Pk "$W" 2>/dev/null || df -Pk "$HOME"
+sec tools; for t in tar zstd gzip cp; do command -v $t >/dev/null 2>&1 && echo $t; done
+sec gpus; command -v nvidia-smi >/dev/null 2>&1 &&
+  nvidia-smi --query-gpu=index,name,memory.total,driver_version --format=csv,noheader,nounits 2>&1
+sec agent; [ -f "$W/agent/$AGENT.pyz" ] && echo ready
+sec data; [ -z "$6" ] || { [ -f "$6" ] && echo there || echo missing; }
+sec python
+case $PY in "~/"*) PY=$HOME/${PY#??};; esac
+"$PY" -c "$5" "$TARGET" 2>&1
+sec end
+"""
+
+PYTHON = r"""
+import json, os, re, socket, struct, sys, time
+import importlib.util as u
+def version_of(name):
+    spec = u.find_spec(name)
+    if spec is None or not spec.origin: return None, None
+    try:
+        with open(os.path.join(os.path.dirname(spec.origin), "version.py")) as f: text = f.read()
+    except OSError: return "unknown", None
+    v = re.search(r"__version__\s*(?::.*?)?=\s*['\"]([^'\"]+)", text)
+    c = re.search(r"^cuda\s*(?::.*?)?=\s*['\"]([^'\"]+)", text, re.M)
+    return (v.group(1) if v else "unknown"), (c.group(1) if c else None)
+def addresses():
+    import fcntl
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for _, name in socket.if_nameindex():
+            req = struct.pack("256s", name.encode()[:15])
+            try:
+                ip = socket.inet_ntoa(fcntl.ioctl(s, 0x8915, req)[20:24])
+                mask = fcntl.ioctl(s, 0x891b, req)[20:24]
+            except OSError: continue
+            found.append([name, ip, bin(struct.unpack("!I", mask)[0]).count("1")])
+    return found
+def source(target):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            s.connect((target, 9)); return s.getsockname()[0]
+        except OSError: return None
+def free_port():
+    import random
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as f: low = int(f.read().split()[0])
+    except (OSError, ValueError): low = 32768
+    for _ in range(50):
+        port = random.randint(15000, max(15100, low - 1))
+        with socket.socket() as s:
+            try: s.bind(("0.0.0.0", port)); return port
+            except OSError: continue
+    return 0
+target = sys.argv[1]
+torch, cuda = version_of("torch")
+found = addresses()
+src = source(target) if target else None
+print(json.dumps({"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
+  "torch": torch, "cuda": cuda, "free_port": free_port(), "addresses": found,
+  "modules": [m for m in ("fsspec", "numpy", "tokenizers", "tensorboard", "safetensors") if u.find_spec(m)],
+  "source": src, "hostname": socket.gethostname()}))
+"""
+
+
+def argv(*, workdir: str, python: str, agent: str = "", target: str = "", data: str = "") -> list[str]:
+    """The command line of a probe; every value is an argument, none is spliced into script text.
+
+    Args:
+        target: IPv4 address whose route is asked for; empty: none.
+        data: path of a file that the job will read on the host; empty: none.
+    """
+    return ["sh", "-c", SHELL, "llmctl-probe", workdir, python, agent, target, PYTHON, data]

@@ -1,0 +1,69 @@
+"""The two consoles: stdout is the result, stderr everything else. Colours only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from llmctl.errors import HostErrors, LlmctlError
+from llmctl.wire import codec
+
+
+def make_console(*, stderr: bool, color: str = "auto") -> Console:
+    """A console that never wraps a fact in the middle of a word where there is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    plain = color == "never" or (color == "auto" and not stream.isatty())
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        no_color=plain,
+        force_terminal=True if color == "always" else None,
+        soft_wrap=not stream.isatty(),
+        emoji=False,
+    )
+
+
+class Screen:
+    """What a verb prints with: `say` for people, `result` for stdout, `document` for machines."""
+
+    def __init__(self, *, color: str = "auto", json_output: bool = False) -> None:
+        self.err = make_console(stderr=True, color=color)
+        self.out = make_console(stderr=False, color=color)
+        self.json_output = json_output
+
+    @property
+    def live(self) -> bool:
+        """Whether a display that redraws itself makes sense."""
+        return self.err.is_terminal and not self.json_output
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """A line for people, on stderr; text is taken as it is, without markup."""
+        self.err.print(escape(text), style=style)
+
+    def warn(self, text: str) -> None:
+        """A line that deserves a look."""
+        self.err.print(f"[yellow]![/] {escape(text)}")
+
+    def result(self, text: str) -> None:
+        """A line of the command's result, on stdout."""
+        self.out.print(escape(text))
+
+    def document(self, kind: str, body: Mapping[str, Any]) -> None:
+        """The command's whole result as one JSON document on stdout, and nothing else there."""
+        payload = {"schema": codec.SCHEMA, "kind": kind, **codec.encode(dict(body))}
+        sys.stdout.write(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def error(self, error: LlmctlError, exit_code: int) -> None:
+        """One line per host that failed, with what to do below it."""
+        errors = error.errors if isinstance(error, HostErrors) else [error]
+        for number, one in enumerate(errors, 1):
+            last = f"  [dim](exit {exit_code})[/]" if number == len(errors) else ""
+            self.err.print(f"[bold red]✗[/] {escape(one.line())}{last}")
+            for line in (one.hint or "").splitlines():
+                self.err.print(f"  {escape(line)}", style="cyan")
