@@ -1,0 +1,93 @@
+# make demo    a training run on this machine: no root, no sshd, no cluster   (DATA=folder: your own text)
+# make test    everything that CI runs; as root it also installs the Debian packages of the SSH tests
+# make help    the rest
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+TORCH := torch==2.13.0
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+DEBIAN := openssh-server openssh-client rsync nftables iproute2 zstd
+
+# An installation is redone when what it depends on has changed, and costs nothing otherwise.
+HASH := $(shell cat pyproject.toml Makefile | sha256sum | cut -c1-12)
+RUN_STAMP := $(VENV)/.llmctl-run-$(HASH)
+DEV_STAMP := $(VENV)/.llmctl-dev-$(HASH)
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test lint docs bench clean packages wheel
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(RUN_STAMP) ## train a small model on two hosts that are both this machine
+	$(VENV)/bin/llmctl demo $(if $(DATA),--data "$(DATA)")
+
+test: $(DEV_STAMP) packages lint ## lint, types, import rules, docs, and all tests
+	@$(if $(filter 0,$(shell id -u)),export LLMCTL_REQUIRE_HOSTS=1;) $(PY) -m pytest $(ARGS)
+
+lint: $(DEV_STAMP) ## style, types, import rules, Python 3.9 of what travels, generated docs
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/vermin --target=3.9- --no-tips --violations --eval-annotations --quiet llmctl/wire llmctl/node llmctl/errors.py
+	$(PY) docs/generate.py --check
+
+docs: $(DEV_STAMP) ## write the generated reference pages again
+	$(PY) docs/generate.py
+
+bench: $(DEV_STAMP) ## side-by-side measurements against peers; want an idle machine
+	$(PY) -m pytest tests/bench $(ARGS)
+
+wheel: $(DEV_STAMP) ## build dist/*.whl
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+clean: ## remove what make made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis llmctl-demo
+
+$(PY):
+	@for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        $$python -m venv $(VENV) && exit 0; \
+	        rm -rf $(VENV); echo "$$python can't make a virtual environment; on Debian: apt-get install python3-venv" >&2; \
+	        exit 1; \
+	    fi; \
+	done; \
+	echo "llmctl needs Python 3.11 or newer on this machine; found: $$(python3 --version 2>&1)" >&2; exit 1
+
+$(RUN_STAMP): | $(PY)
+	@$(install_torch)
+	$(PIP) install --editable '.[worker]' '$(TORCH)'
+	@touch $@
+
+$(DEV_STAMP): | $(PY)
+	@$(install_torch)
+	$(PIP) install --editable '.[worker,parquet,dev]' '$(TORCH)'
+	@touch $@ $(RUN_STAMP)
+
+# Without a GPU the CPU wheel is a tenth of the size. pip would retry an index that can't be reached for
+# minutes, so it is only named after it has answered.
+define install_torch
+if $(PY) -c 'import torch, sys; sys.exit("$(TORCH)" != "torch==" + torch.__version__.split("+")[0])' 2>/dev/null; then \
+    exit 0; \
+fi; \
+index=; \
+if ! command -v nvidia-smi >/dev/null && timeout 6 $(PY) -c 'import urllib.request as u; u.urlopen("$(CPU_WHEELS)/torch/", timeout=4)' 2>/dev/null; then \
+    index='--extra-index-url $(CPU_WHEELS)'; \
+fi; \
+echo "installing $(TORCH) $$index"; \
+$(PIP) install '$(TORCH)' $$index
+endef
+
+packages: ## Debian packages of the SSH tests (as root; else it says what is missing)
+	@missing=; \
+	if ! command -v dpkg-query >/dev/null; then echo "not a Debian system: the SSH tests want $(DEBIAN)"; exit 0; fi; \
+	for package in $(DEBIAN); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "not root: SSH tests will be skipped; missing packages:$$missing"; exit 0; fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
