@@ -27,7 +27,7 @@ def call(function: Callable[[], T], *, action: str, where: str, deadline_s: floa
     threading.Thread(target=_run, args=(future, function), name=f"llmctl-{action}", daemon=True).start()
     if not wait([future], timeout=deadline_s).done:
         raise DeadlineError(
-            f"{where}: can't {action}: no answer within {deadline_s:g} s",
+            f"{where}: can't {action}: no answer within {deadline_s:.3g} s",
             hint="is the store up and reachable from here?",
             stage=STAGE,
         )

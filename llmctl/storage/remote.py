@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -29,6 +30,7 @@ READ_BYTES = 4 << 20
 SLOWEST = 1 << 20
 """Bytes per second below which a transfer counts as stalled; added to the deadline by size."""
 
+_MAGIC = re.compile(r"[*?\[]")
 _EXTRAS = {"hdfs": "llmctl[hdfs]", "s3": "llmctl[s3]", "s3a": "llmctl[s3]"}
 
 
@@ -63,6 +65,9 @@ class FsspecStore:
         self.uri = masked(uri)
         self.atomic_rename = atomic_rename
         self._fs = fs
+        # Drivers without a `mv` of their own inherit one that copies, and takes `?` or `*` in a name for
+        # a pattern; so do they for `rm`. Only calls for one file take names as they are.
+        self._moves = _overrides(fs, "mv")
         self._root = root.rstrip("/")
         self._deadline_s = deadline_s
 
@@ -93,8 +98,12 @@ class FsspecStore:
         return sorted((file for file in files if not is_temporary(file.path)), key=lambda file: file.path)
 
     def read_bytes(self, path: str) -> bytes:
-        with self.open_read(path) as stream:
-            return stream.read()
+        # One call, so that a file which is being replaced is read as the old one or as the new one.
+        full, size = self._full(path), self.size(path)
+        data = self._call("read", path, lambda: self._fs.cat_file(full), self._deadline_s + size / SLOWEST)
+        if len(data) != size and len(data) != self.size(path):
+            raise TransferError(f"{self.where(path)}: ended at byte {len(data)} of {size}", stage=STAGE)
+        return bytes(data)
 
     def open_read(self, path: str) -> BinaryIO:
         size = self.size(path)
@@ -103,8 +112,7 @@ class FsspecStore:
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes `start` to `end` of a file, in one call."""
         full = self._full(path)
-        data = self._call("read", path, lambda: self._fs.cat_file(full, start=start, end=end))
-        return bytes(data)
+        return bytes(self._call("read", path, lambda: self._fs.cat_file(full, start=start, end=end)))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         self._put(path, len(data), lambda name: self._fs.pipe_file(name, data))
@@ -127,7 +135,7 @@ class FsspecStore:
             if self._fs.isfile(source):
                 self._replace(source, target)
             elif self._fs.isdir(source):
-                self._fs.mv(source, target, recursive=True)
+                self._move_folder(source, target)
             else:
                 raise FileNotFoundError(source)
 
@@ -137,8 +145,10 @@ class FsspecStore:
         full = self._full(prefix)
 
         def remove() -> None:
-            if self._fs.exists(full):
-                self._fs.rm(full, recursive=True)
+            if self._fs.isfile(full):
+                self._fs.rm_file(full)
+            elif self._fs.exists(full):
+                self._remove_folder(full)
             # Some drivers answer from a listing of before.
             self._fs.invalidate_cache()
 
@@ -165,7 +175,29 @@ class FsspecStore:
         # Drivers disagree on an existing target: hdfs refuses, webhdfs does nothing and says nothing.
         if "memory" not in self._fs.protocol and self._fs.exists(target):
             self._fs.rm_file(target)
-        self._fs.mv(source, target)
+        if self._moves:
+            self._fs.mv(source, target)
+        else:
+            self._fs.cp_file(source, target)
+            self._fs.rm_file(source)
+
+    def _move_folder(self, source: str, target: str) -> None:
+        if self._moves:
+            self._fs.mv(source, target)
+            return
+        for name in sorted(self._fs.find(source)):
+            place = target + name[len(source) :]
+            self._fs.makedirs(posixpath.dirname(place), exist_ok=True)
+            self._replace(name, place)
+        if self._fs.exists(source):
+            self._remove_folder(source)
+
+    def _remove_folder(self, folder: str) -> None:
+        if not _MAGIC.search(folder):
+            self._fs.rm(folder, recursive=True)
+            return
+        for name in self._fs.find(folder):
+            self._fs.rm_file(name)
 
     def _check_size(self, path: str, size: int) -> None:
         """A driver that lost bytes without a word is caught here, not by a reader much later."""
@@ -228,6 +260,13 @@ class _RangeReader(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
+    def readall(self) -> bytes:
+        # The inherited one asks for 8 KiB at a time.
+        parts = []
+        while part := self.read(READ_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+
     def readinto(self, buffer: Any) -> int:
         end = min(self._at + len(buffer), self._size)
         if end <= self._at:
@@ -240,6 +279,14 @@ class _RangeReader(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+def _overrides(fs: Any, method: str) -> bool:
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    inherited = (getattr(AbstractFileSystem, method), getattr(AsyncFileSystem, method))
+    return getattr(type(fs), method) not in inherited
 
 
 def _store_file(path: str, details: dict[str, Any]) -> StoreFile:
