@@ -14,7 +14,7 @@ from llmctl.worker.model.decoder import Decoder, KVCache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0: always the likeliest; `seed`: of the choice otherwise."""
+    """How the next token is chosen; `temperature` 0: always the likeliest, whatever the seed."""
 
     max_new: int = 100
     temperature: float = 0.8

@@ -44,6 +44,8 @@ class Loop:
             result = self._t.stepper.run(next(batches), lr=lr, stop_asked=self._t.stop.asked)
             self._pending.append(Pending(step=done, lr=lr, wait_s=self._t.batches.wait_s, result=result))
             self._report(self._lag)
+            if done == self._t.done + 1:
+                self._t.saver.warm_up()
             if recipe.checkpoint_every and done % recipe.checkpoint_every == 0:
                 self._save(done)
         self._report(0)

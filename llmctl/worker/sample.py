@@ -19,7 +19,7 @@ from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest
 from llmctl.worker.checkpoint.catalog import verify_files
 from llmctl.worker.generate import Sampling, generate
-from llmctl.worker.model.decoder import Decoder
+from llmctl.worker.model.decoder import Decoder, make_decoder
 
 
 def open_checkpoint(folder: Path) -> CheckpointManifest:
@@ -49,9 +49,8 @@ def load_model(folder: Path, manifest: CheckpointManifest) -> Decoder:
     from llmctl.worker.checkpoint.state import model_tensors
     from llmctl.worker.model.config import parse_model_config
 
-    with torch.device("meta"):
-        model = Decoder(parse_model_config(manifest.model))
-    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = make_decoder(parse_model_config(manifest.model), device)
     read_tensors(folder, model_tensors(model))
     return model.requires_grad_(False).eval()
 

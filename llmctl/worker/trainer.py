@@ -18,7 +18,7 @@ from llmctl.worker.checkpoint.state import training_tensors
 from llmctl.worker.data import Batches, open_corpus, tokenizer_files
 from llmctl.worker.metrics import Metrics, human_count
 from llmctl.worker.model.config import ModelConfig, count_parameters
-from llmctl.worker.model.decoder import Decoder, initialise
+from llmctl.worker.model.decoder import Decoder, initialise, make_decoder
 from llmctl.worker.model.sizes import model_config
 from llmctl.worker.optim import AdamW
 from llmctl.worker.parallel.replicas import ReplicaGradients, broadcast
@@ -178,11 +178,8 @@ def _choose_precision(recipe: RecipeSpec, session: Session) -> MixedPrecision:
 
 def _make_model(config: ModelConfig, seed: int, session: Session) -> Decoder:
     """The model with its first weights, allocated once, on the device where it stays."""
-    with torch.device("meta"):
-        model = Decoder(config)
-    model.to_empty(device=session.device)
-    generator = torch.Generator(device=session.device).manual_seed(seed)
-    initialise(model, generator)
+    model = make_decoder(config, session.device)
+    initialise(model, seed)
     return model
 
 

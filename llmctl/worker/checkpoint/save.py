@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ class Saver:
             uri=self._place.store.where(checkpoint_name(step)),
         )
 
+    def warm_up(self) -> None:
+        """Import DCP (half a second) in a thread beside the first steps, not in the first save."""
+        threading.Thread(target=_import_dcp, name="dcp-import", daemon=True).start()
+
     @property
     def _owns_desk(self) -> bool:
         return self._session.is_first if self._place.desk_is_shared else self._session.leader
@@ -147,6 +152,11 @@ class Saver:
         if self._place.commits(self._session):
             publish(self._place.store, None if self._place.uploads else temporary, manifest)
             prune(self._place.store, keep=self._keep, newest=manifest.step)
+
+
+def _import_dcp() -> None:
+    import torch.distributed.checkpoint.filesystem
+    import torch.distributed.checkpoint.state_dict_saver  # noqa: F401
 
 
 def _failure(error: BaseException, who: str = "") -> TransferError:

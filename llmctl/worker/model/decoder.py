@@ -38,6 +38,20 @@ class KVCache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
+class Linear(nn.Linear):
+    """Without values until `initialise` or a checkpoint gives them: drawing torch's own would be waste."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
+
+
+class Embedding(nn.Embedding):
+    """As `Linear`. (On the meta device torch's own would also import torch._dynamo: a second.)"""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, over the last axis, computed in fp32 whatever the autocast dtype."""
 
@@ -72,10 +86,10 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.q = nn.Linear(config.dim, config.dim, bias=False)
-        self.k = nn.Linear(config.dim, config.kv_dim, bias=False)
-        self.v = nn.Linear(config.dim, config.kv_dim, bias=False)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.q = Linear(config.dim, config.dim, bias=False)
+        self.k = Linear(config.dim, config.kv_dim, bias=False)
+        self.v = Linear(config.dim, config.kv_dim, bias=False)
+        self.out = Linear(config.dim, config.dim, bias=False)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
@@ -111,9 +125,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate = Linear(config.dim, config.ffn_dim, bias=False)
+        self.up = Linear(config.dim, config.ffn_dim, bias=False)
+        self.down = Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         narrowed: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
@@ -139,15 +153,15 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens [batch, positions] -> logits [batch, positions, vocab_size]."""
+    """Tokens [batch, positions] -> logits [batch, positions, vocab_size]. Made by `make_decoder`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.embed = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleDict({str(index): Block(config) for index in range(config.layers)})
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = None if config.tied_head else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = None if config.tied_head else Linear(config.dim, config.vocab_size, bias=False)
         self._rope: tuple[Tensor, Tensor] | None = None
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -165,14 +179,23 @@ class Decoder(nn.Module):
         """Rows start..end of the rotary tables, which grow by doubling and are no part of a checkpoint."""
         if self._rope is None or self._rope[0].shape[0] < end or self._rope[0].device != device:
             room = max(256, 1 << (end - 1).bit_length())
-            self._rope = rope_tables(room, self.config.head_dim, self.config.rope_theta, device)
+            # Tables made while generating must also serve a later training step.
+            with torch.inference_mode(mode=False):
+                self._rope = rope_tables(room, self.config.head_dim, self.config.rope_theta, device)
         cos, sin = self._rope
         return cos[start:end], sin[start:end]
 
 
+def make_decoder(config: ModelConfig, device: torch.device) -> Decoder:
+    """A decoder on `device` whose weights are still to be given: by `initialise` or from a checkpoint."""
+    with device:
+        return Decoder(config)
+
+
 @torch.no_grad()
-def initialise(model: Decoder, generator: torch.Generator) -> None:
+def initialise(model: Decoder, seed: int) -> None:
     """Random weights: fan-in scaled, and smaller where a layer adds to the residual stream."""
+    generator = torch.Generator(device=model.embed.weight.device).manual_seed(seed)
     shrink = (2 * model.config.layers) ** -0.5
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
