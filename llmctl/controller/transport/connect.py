@@ -220,9 +220,29 @@ def _addresses(target: SshTarget, deadline: Deadline) -> list[Any]:
     return found
 
 
+def request_exec(client: paramiko.Transport, channel: paramiko.Channel, command: bytes) -> None:
+    """Ask for a command without waiting for a reply.
+
+    paramiko's exec_command waits for one without a deadline, so a hung host would hang us; and the
+    reply says nothing that the exit status does not. It also saves a round trip.
+    """
+    request = paramiko.Message()
+    request.add_byte(paramiko.common.cMSG_CHANNEL_REQUEST)
+    request.add_int(channel.remote_chanid)
+    request.add_string("exec")
+    request.add_boolean(False)
+    request.add_string(command)
+    client._send_user_message(request)  # type: ignore[attr-defined]
+
+
 def _through(below: Link, target: SshTarget, deadline: Deadline) -> paramiko.Channel:
-    """A forwarded connection from the jump host; its own TCP socket has Nagle off already."""
+    """A forwarded connection from the jump host.
+
+    sshd switches Nagle off on its side only once a session runs: without one each round trip takes 40 ms.
+    """
     try:
+        session = below.client.open_session(timeout=deadline.left)
+        request_exec(below.client, session, b":")
         return below.client.open_channel(
             "direct-tcpip", (target.hostname, target.port), ("127.0.0.1", 0), timeout=deadline.left
         )

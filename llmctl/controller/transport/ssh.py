@@ -11,7 +11,7 @@ import paramiko
 
 from llmctl.controller.transport.base import Completed
 from llmctl.controller.transport.command import STDERR_KEPT, completed, quoted
-from llmctl.controller.transport.connect import Link
+from llmctl.controller.transport.connect import Link, request_exec
 from llmctl.controller.transport.deadline import Deadline
 from llmctl.controller.transport.running import run_to_end
 from llmctl.errors import DeadlineError, HostUnreachableError, LlmctlError, RemoteCommandError
@@ -83,20 +83,9 @@ class SshTransport:
                 raise lost(self._link, self._host, stage) from None
 
     def _execute(self, channel: paramiko.Channel, command: str, stage: str) -> None:
-        """Ask for the command without waiting for a reply.
-
-        paramiko's exec_command waits for one without a deadline, so a hung host would hang us; and the
-        reply says nothing that the exit status does not. It also saves a round trip.
-        """
-        request = paramiko.Message()
-        request.add_byte(paramiko.common.cMSG_CHANNEL_REQUEST)
-        request.add_int(channel.remote_chanid)
-        request.add_string("exec")
-        request.add_boolean(False)
-        request.add_string(command.encode(errors="surrogateescape"))
         channel.settimeout(_POLL_S)
         try:
-            self._link.client._send_user_message(request)  # type: ignore[attr-defined]
+            request_exec(self._link.client, channel, command.encode(errors="surrogateescape"))
         except (paramiko.SSHException, EOFError, OSError):
             raise lost(self._link, self._host, stage) from None
 

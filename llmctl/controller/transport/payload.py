@@ -1,0 +1,117 @@
+"""What travels for one (base, tree): the paths to remove, and the changed files as a compressed tar."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import zstandard
+
+from llmctl.controller.transport.spool import Spool
+from llmctl.controller.transport.tarstream import tar_stream
+from llmctl.controller.transport.tree import Entry, Tree
+
+ZSTD = "zstd"
+_FLUSH = 128 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """From a base manifest to a tree.
+
+    Attributes:
+        send: entries that the base lacks or has otherwise.
+        remove: NUL-ended paths of the base that must go first: gone, or to be replaced (what is unpacked
+            must never be written through a hard link of another tree).
+    """
+
+    send: tuple[Entry, ...]
+    remove: bytes
+
+    @property
+    def bytes(self) -> int:
+        """Size of what is sent, uncompressed."""
+        return sum(entry.size for entry in self.send)
+
+
+def delta(base: bytes, tree: Tree) -> Delta:
+    """Compare two manifests; `base` is empty for nothing at all."""
+    if not base:
+        return Delta(send=tree.entries, remove=b"")
+    old, new = _lines(base), _lines(tree.manifest)
+    added = {_path(line) for line in new - old}
+    gone = {_path(line) for line in old - new}
+    send = tuple(e for e in tree.entries if os.fsencode(e.path) in added) if added else ()
+    vanished = _vanished_folders(gone - added, {_path(line) for line in new})
+    remove = sorted(path for path in gone if not any(up in vanished for up in _parents(path)))
+    return Delta(send=send, remove=b"".join(path + b"\0" for path in (*remove, *sorted(vanished))))
+
+
+def _lines(manifest: bytes) -> set[bytes]:
+    return set(manifest.split(b"\0")) if manifest else set()
+
+
+def _path(line: bytes) -> bytes:
+    return line.split(b" ", 2)[2]
+
+
+def _parents(path: bytes) -> Iterator[bytes]:
+    """Folders of a path, the nearest last."""
+    at = path.find(b"/")
+    while at >= 0:
+        yield path[:at]
+        at = path.find(b"/", at + 1)
+
+
+def _vanished_folders(gone: set[bytes], new: set[bytes]) -> set[bytes]:
+    """The topmost folders that no path of the new tree lies in."""
+    if not gone:
+        return set()
+    kept = {folder for path in new for folder in _parents(path)}
+    return {next((f for f in _parents(path) if f not in kept), b"") for path in gone} - {b""}
+
+
+class Payloads:
+    """One spool per (base, codec): compressed once, sent to every host that has that base."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spools: dict[tuple[str, str], Spool] = {}
+
+    def get(self, tree: Tree, base: str, change: Delta, codec: str) -> Spool:
+        with self._lock:
+            key = (base, codec)
+            if key not in self._spools:
+                self._spools[key] = Spool(lambda: compressed(tree, change, codec))
+            return self._spools[key]
+
+    def close(self) -> None:
+        with self._lock:
+            for spool in self._spools.values():
+                spool.close()
+            self._spools.clear()
+
+
+def compressed(tree: Tree, change: Delta, codec: str) -> Iterator[bytes]:
+    """The changed files as tar, compressed with a checksum, in pieces worth sending."""
+    sink = io.BytesIO()
+    with _compressor(sink, codec, change.bytes) as file:
+        for piece in tar_stream(tree.root, change.send):
+            file.write(piece)
+            if sink.tell() >= _FLUSH:
+                yield sink.getvalue()
+                sink.seek(0)
+                sink.truncate()
+    yield sink.getvalue()
+
+
+def _compressor(sink: io.BytesIO, codec: str, size: int) -> zstandard.ZstdCompressionWriter | gzip.GzipFile:
+    if codec == ZSTD:
+        threads = -1 if size > 32 << 20 else 0
+        options = zstandard.ZstdCompressor(level=1, write_checksum=True, threads=threads)
+        return options.stream_writer(sink, closefd=False)
+    return gzip.GzipFile(fileobj=sink, mode="wb", compresslevel=1, mtime=0)
