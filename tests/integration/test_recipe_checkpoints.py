@@ -1,0 +1,257 @@
+"""Checkpoints on disk: only whole ones are visible, only right ones are used, the newest ones are kept."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmctl.errors import IntegrityError, PreflightError, TransferError
+from llmctl.storage.files import open_store
+from llmctl.storage.local import LocalStore
+from llmctl.wire.codec import loads
+from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest
+from llmctl.worker.checkpoint.catalog import committed_steps, prune, publish
+from llmctl.worker.checkpoint.load import find_latest, restore
+from llmctl.worker.checkpoint.place import Place, check_room
+from llmctl.worker.checkpoint.save import Saver
+from llmctl.worker.session import Session
+from tests.worker_kit import RECIPE, ROOT, Cluster, make_corpus
+
+pytestmark = pytest.mark.torch
+
+ALONE = Session(
+    rank=0,
+    world=1,
+    local_rank=0,
+    host="h0",
+    device=torch.device("cpu"),
+    host_leaders=(0,),
+    host_ranks=(0,),
+)
+
+
+def marker(step: int = 0) -> CheckpointManifest:
+    return CheckpointManifest(
+        run_id="demo-7f3a", attempt=1, step=step, world_size=1, created_at=0.0, files=(), model={"dim": 8}
+    )
+
+
+def place_at(folder: Path) -> Place:
+    store = LocalStore(folder)
+    folder.mkdir(exist_ok=True)
+    return Place(store=store, desk=store, shared=True)
+
+
+def saver(place: Place, keep: int = 3) -> Saver:
+    return Saver(
+        session=ALONE, place=place, template=marker(), keep=keep, extra_files={"tokenizer.json": b"{}"}
+    )
+
+
+def tensors(value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {"model.w": torch.full((4, 4), value), "optimizer.steps": torch.tensor(3.0)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """Two ranks, eight steps, checkpoints at 4 and 8."""
+    base = tmp_path_factory.mktemp("trained")
+    cluster = Cluster(base=base, corpus=make_corpus(base / "corpus"), ranks=(2,))
+    cluster.train(RECIPE)
+    return cluster
+
+
+def copied(trained: Cluster, base: Path) -> Cluster:
+    cluster = replace(trained, base=base, checkpoint_uri=str(base / "place"), attempt=2)
+    shutil.copytree(trained.checkpoints(), cluster.checkpoints())
+    return cluster
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    """Every tensor, bit by bit, and the tokenizer's file beside it."""
+    place = place_at(tmp_path / "place")
+    saved = saver(place).save(7, {"model.w": torch.randn(3, 5), "optimizer.steps": torch.tensor(7.0)})
+    found = find_latest(ALONE, place)
+    assert found is not None
+    assert found.step == 7
+    assert (tmp_path / "place/step-00000007/tokenizer.json").read_bytes() == b"{}"
+    assert saved.bytes == sum(entry.size for entry in found.manifest.files)
+    into = {"model.w": torch.zeros(3, 5), "optimizer.steps": torch.tensor(0.0)}
+    restore(ALONE, place, found, into, ALONE.device)
+    assert into["optimizer.steps"].item() == 7.0
+    assert into["model.w"].abs().sum() > 0
+
+
+def test_a_remote_store_holds_the_same(tmp_path: Path) -> None:
+    """Through an fsspec URL: uploaded, committed last, pruned, fetched and verified."""
+    store = open_store(f"memory://checkpoints-{tmp_path.name}")
+    place = Place(store=store, desk=LocalStore(tmp_path / "desk"), shared=True)
+    for step in (1, 2, 3):
+        saver(place, keep=2).save(step, tensors(step))
+    assert committed_steps(store) == [2, 3]
+    assert not any(file.path.startswith("step-00000001") for file in store.list())
+    found = find_latest(ALONE, place)
+    assert found is not None
+    into = tensors(0.0)
+    restore(ALONE, place, found, into, ALONE.device)
+    assert into["model.w"].eq(3.0).all()
+    assert not any((tmp_path / "desk").iterdir()), "nothing stays on the desk"
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    """keep=2 leaves two, and half-written folders of before go with the rest."""
+    place = place_at(tmp_path / "place")
+    (tmp_path / "place/step-00000001").mkdir()
+    (tmp_path / "place/step-00000001/__0_0.distcp").write_bytes(b"half")
+    for step in (2, 3, 4):
+        saver(place, keep=2).save(step, tensors())
+    assert sorted(path.name for path in (tmp_path / "place").iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_pruning_never_takes_the_last_one(tmp_path: Path) -> None:
+    """Whatever keep says, the newest committed checkpoint stays."""
+    place = place_at(tmp_path / "place")
+    saver(place, keep=1).save(5, tensors())
+    assert prune(place.store, keep=0, newest=5) == []
+    assert committed_steps(place.store) == [5]
+
+
+def test_a_folder_without_a_marker_is_no_checkpoint(tmp_path: Path) -> None:
+    """A newer folder that lost its marker is overlooked, the one before it is used."""
+    place = place_at(tmp_path / "place")
+    for step in (1, 2):
+        saver(place).save(step, tensors(step))
+    (tmp_path / f"place/step-00000002/{COMMIT_MARKER}").unlink()
+    found = find_latest(ALONE, place)
+    assert found is not None
+    assert found.step == 1
+
+
+def test_publishing_over_a_dead_folder_replaces_it(tmp_path: Path) -> None:
+    """An attempt that died between rename and marker does not block the step for ever."""
+    store = LocalStore(tmp_path)
+    (tmp_path / "step-00000003").mkdir()
+    (tmp_path / "step-00000003/old").write_bytes(b"old")
+    (tmp_path / ".tmp-x.part").mkdir()
+    (tmp_path / ".tmp-x.part/new").write_bytes(b"new")
+    publish(store, ".tmp-x.part", marker(3))
+    assert sorted(path.name for path in (tmp_path / "step-00000003").iterdir()) == [COMMIT_MARKER, "new"]
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    """A disk that ends in the middle of a file: one clear error, the older checkpoint stays, no rest."""
+    place = place_at(tmp_path / "place")
+    saver(place).save(1, tensors())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(TransferError, match="could not be saved"):
+            saver(place).save(2, {"model.w": torch.zeros(200, 200)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["step-00000001"]
+
+
+def test_too_little_room_is_found_before_training(tmp_path: Path) -> None:
+    """A checkpoint larger than the free space is refused with both numbers."""
+    with pytest.raises(PreflightError, match=r"needs .* GB, .* free"):
+        check_room(ALONE, place_at(tmp_path / "place"), 10**15)
+    assert check_room(ALONE, place_at(tmp_path / "place"), 1) is None
+
+
+def test_a_flipped_byte_is_refused_by_name(trained: Cluster, tmp_path: Path) -> None:
+    """One bit in one file of the newest checkpoint: exit 93 on every rank, the file and the way out named."""
+    cluster = copied(trained, tmp_path)
+    path = cluster.checkpoints() / "step-00000008/__1_0.distcp"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for code, _, err in cluster.start(replace(RECIPE, steps=9)).results():
+        assert code == 93
+        assert err.startswith("error: ")
+        assert "__1_0.distcp" in err
+        assert "remove" in err
+        assert "Traceback" not in err
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained: Cluster, tmp_path: Path) -> None:
+    """Going on with other dimensions names the field and both values."""
+    cluster = copied(trained, tmp_path)
+    other = replace(RECIPE.model, overrides={**RECIPE.model.overrides, "ffn_dim": 48})
+    for code, _, err in cluster.start(replace(RECIPE, model=other)).results():
+        assert code == 93
+        assert "ffn_dim 64 there, 48 here" in err
+
+
+def test_resume_off_does_not_mix_two_trainings(trained: Cluster, tmp_path: Path) -> None:
+    """`resume: false` into a folder with another run's checkpoints is refused, not pruned into one."""
+    cluster = replace(copied(trained, tmp_path), ranks=(1,), attempt=1)
+    ((code, _, err),) = cluster.start(replace(RECIPE, resume=False)).results()
+    assert code == 93
+    assert "resume is off" in err
+
+
+def test_the_marker_is_enough_to_know_the_model(trained: Cluster) -> None:
+    """COMMIT.json lists every file of the folder and carries model, recipe and tokenizer."""
+    folder = trained.checkpoints() / "step-00000008"
+    manifest = loads(CheckpointManifest, (folder / COMMIT_MARKER).read_text())
+    listed = {entry.path for entry in manifest.files}
+    assert listed == {path.name for path in folder.iterdir()} - {COMMIT_MARKER}
+    assert manifest.model["layers"] == 2
+    assert manifest.recipe["global_batch"] == 5
+    assert manifest.data["tokenizer"] == "bytes"
+    assert manifest.world_size == 2
+
+
+def sample(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llmctl.worker.sample", "--checkpoint", str(folder), *more]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_pulled_folder_speaks_for_itself(trained: Cluster, tmp_path: Path) -> None:
+    """Moved elsewhere, without run or data, a checkpoint goes on from a prompt, the same for the same seed."""
+    folder = tmp_path / "anywhere"
+    shutil.copytree(trained.checkpoints() / "step-00000008", folder)
+    first, again = (sample(folder, "--prompt", "import ", "--max-new", "8", "--seed", "1") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    assert first.stdout.startswith("import ")
+    assert first.stdout == again.stdout
+
+
+def test_sampling_refuses_what_is_not_whole(trained: Cluster, tmp_path: Path) -> None:
+    """A changed file is an integrity failure (21) that names it; a folder without marker is none at all."""
+    folder = tmp_path / "broken"
+    shutil.copytree(trained.checkpoints() / "step-00000008", folder)
+    (folder / ".metadata").write_bytes(b"x")
+    broken = sample(folder)
+    assert broken.returncode == 21
+    assert ".metadata" in broken.stderr
+    (folder / COMMIT_MARKER).unlink()
+    assert "no committed checkpoint" in sample(folder).stderr
+
+
+def test_a_missing_tensor_is_an_integrity_failure(tmp_path: Path) -> None:
+    """A checkpoint that lacks a tensor of this model is refused with its name, not half loaded."""
+    place = place_at(tmp_path / "place")
+    saver(place).save(1, tensors())
+    found = find_latest(ALONE, place)
+    assert found is not None
+    with pytest.raises(IntegrityError, match=r"model\.other"):
+        restore(ALONE, place, found, {**tensors(), "model.other": torch.zeros(2)}, ALONE.device)
+
+
+def test_metrics_name_each_committed_checkpoint(trained: Cluster) -> None:
+    """The checkpoint lines carry step, size and place, for `status` and `stop`."""
+    lines = trained.lines("checkpoint")
+    assert [line["step"] for line in lines] == [4, 8]
+    assert all(line["bytes"] > 0 and line["uri"].endswith(f"step-{line['step']:08d}") for line in lines)
+    assert json.dumps(lines)
