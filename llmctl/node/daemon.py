@@ -125,6 +125,7 @@ def _agent_died(spec: NodeSpec, status: int, verdict: Reserved) -> None:
         ended_at=time.time(),
         ranks=rankfiles.exits(attempt),
         left=swept.left,
+        stop_requested_at=rundir.stop_written_at(run),
     )
     verdict.commit(dumps(ended))
 

@@ -22,9 +22,11 @@ UNKNOWN_RUN = 3
 def main(argv: list[str]) -> int:
     """Run one verb; returns the exit status."""
     if argv[:1] == ["rank"]:
+        import os
+
         from llmctl.node import rank
 
-        return rank.main(argv[1:])
+        os._exit(rank.main(argv[1:]))  # no flush at the end: on a full disk it would change the code
     return _answer(argv)
 
 

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from llmctl.node.atomic import Reserved
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _RECORD_BYTES = 1024
@@ -30,11 +33,12 @@ def main(argv: list[str]) -> int:
     if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid():
         os.setsid()
     signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGCHLD))
+    records = _Records()
     started = time.time()
     pid = _start(argv[2:])
-    record = _Record(pid, started)
+    records.begin(pid, started)
     status = _wait(pid)
-    record.finish(status)
+    records.finish(status)
     return _leave(status)
 
 
@@ -51,7 +55,7 @@ def _start(command: list[str]) -> int:
         try:
             _become(command, parent)
         except OSError as error:
-            os.write(2, f"llmctl: cannot start {command[0]}: {error.strerror}\n".encode())
+            _say(f"llmctl: cannot start {command[0]}: {error.strerror}")
         finally:
             os._exit(127)
     return pid
@@ -113,32 +117,48 @@ def _leave(status: int) -> int:
     return 128 + number
 
 
-class _Record:
-    """rank-<n>.start.json now, rank-<n>.json at the end, in room that is taken now."""
+class _Records:
+    """.rank-<n>.start.json and rank-<n>.json: room is taken before the rank can fill the disk."""
 
-    def __init__(self, pid: int, started: float) -> None:
-        from llmctl.node import atomic, rankfiles
-        from llmctl.wire.layout import AttemptLayout
+    def __init__(self) -> None:
+        from llmctl.node import atomic
 
-        self._started = rankfiles.RankStart(
+        folder = os.environ["LLMCTL_ATTEMPT_DIR"]
+        rank = os.environ["RANK"]
+        self._start_file = atomic.Reserved(os.path.join(folder, f".rank-{rank}.start.json"), _RECORD_BYTES)
+        self._exit_file = atomic.Reserved(os.path.join(folder, f"rank-{rank}.json"), _RECORD_BYTES)
+
+    def begin(self, pid: int, started: float) -> None:
+        """The rank runs. What is imported here is imported beside the rank's own start."""
+        from llmctl.node import rankfiles
+        from llmctl.wire.codec import dumps
+
+        self._start = rankfiles.RankStart(
             rank=int(os.environ["RANK"]),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             pid=pid,
             started_at=started,
         )
-        attempt = AttemptLayout(os.environ["LLMCTL_ATTEMPT_DIR"])
-        self._reserved = atomic.Reserved(attempt.rank_exit(self._started.rank), _RECORD_BYTES)
-        try:
-            rankfiles.write_start(attempt, self._started)
-        except OSError as error:
-            sys.stderr.write(f"llmctl: rank start not recorded: {error}\n")
+        _commit(self._start_file, dumps(self._start))
 
     def finish(self, status: int) -> None:
+        """It has ended."""
         from llmctl.node import rankfiles
         from llmctl.wire.codec import dumps
 
-        ended = rankfiles.ended(self._started, status, time.time())
-        try:
-            self._reserved.commit(dumps(ended))
-        except OSError as error:
-            sys.stderr.write(f"llmctl: rank exit not recorded: {error}\n")
+        _commit(self._exit_file, dumps(rankfiles.ended(self._start, status, time.time())))
+
+
+def _commit(file: Reserved, text: str) -> None:
+    try:
+        file.commit(text)
+    except OSError as error:
+        _say(f"llmctl: not recorded: {error}")
+
+
+def _say(text: str) -> None:
+    """To launcher.log; no room there must not change how this process ends."""
+    try:
+        os.write(2, text.encode() + b"\n")
+    except OSError:
+        return

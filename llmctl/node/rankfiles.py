@@ -28,11 +28,6 @@ class RankStart:
     started_at: float
 
 
-def write_start(attempt: AttemptLayout, start: RankStart) -> None:
-    """Raises OSError."""
-    atomic.write(os.path.join(attempt.root, f".rank-{start.rank}.start.json"), codec.dumps(start))
-
-
 def read_start(attempt: AttemptLayout, rank: int) -> RankStart | None:
     """The record of a rank that was started, or None."""
     return _read(RankStart, os.path.join(attempt.root, f".rank-{rank}.start.json"))

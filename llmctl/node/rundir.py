@@ -59,6 +59,14 @@ def read_stop(run: RunLayout) -> StopRequest | None:
     return _lenient(StopRequest, run.stop_request)
 
 
+def stop_written_at(run: RunLayout) -> float | None:
+    """When stop.json came to be, Unix time; None where there is none."""
+    try:
+        return os.stat(run.stop_request).st_mtime
+    except OSError:
+        return None
+
+
 def _lenient(kind: type[T], path: str) -> T | None:
     try:
         text = atomic.read(path)

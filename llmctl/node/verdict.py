@@ -41,7 +41,15 @@ def of_node(seen: Seen, now: float) -> NodeExit:
     """The verdict that exit.json states."""
     state, reason = _state(seen)
     code = seen.code if seen.code is not None else (0 if state is NodeState.CANCELLED else 1)
-    return NodeExit(state=state, code=code, reason=reason, ended_at=now, ranks=seen.ranks, left=seen.left)
+    return NodeExit(
+        state=state,
+        code=code,
+        reason=reason,
+        ended_at=now,
+        ranks=seen.ranks,
+        left=seen.left,
+        stop_requested_at=seen.stopped.at if seen.stopped else None,
+    )
 
 
 def _state(seen: Seen) -> tuple[NodeState, str]:
