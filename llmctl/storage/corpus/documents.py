@@ -6,16 +6,15 @@ each border (or between two characters where there is none), always at the same 
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 from llmctl.errors import ConfigError, IntegrityError
+from llmctl.storage.corpus.compression import unpacked
 from llmctl.storage.corpus.sources import UNIT_BYTES, Kind, Slice, SourceFile, expand, no_such_field, units
+from llmctl.storage.faults import explained
 from llmctl.storage.files import open_store
 
 _LOOK_AHEAD = 64 << 10
@@ -90,26 +89,12 @@ def opened(file: SourceFile) -> Iterator[BinaryIO]:
         IntegrityError: the compressed stream is damaged or cut.
         ConfigError: `.zst` without the `zstandard` package.
     """
-    with open_store(file.root).open_read(file.path) as raw:
+    with explained("read", file.uri), open_store(file.root).open_read(file.path) as raw:
         if not file.compression:
             yield raw
             return
-        stream, damage = _unpacked(raw, file)
-        try:
+        with unpacked(raw, file.compression, file.uri) as stream:
             yield stream
-        except (EOFError, zlib.error, gzip.BadGzipFile, damage) as error:
-            raise IntegrityError(f"{file.uri}: damaged {file.compression} file: {error}") from error
-
-
-def _unpacked(raw: BinaryIO, file: SourceFile) -> tuple[BinaryIO, type[Exception]]:
-    if file.compression == "gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb")), EOFError
-    try:
-        import zstandard
-    except ImportError:
-        raise ConfigError(f"{file.uri} needs the `zstandard` package", hint="pip install zstandard") from None
-    unpacked = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, unpacked), 1 << 20)), zstandard.ZstdError
 
 
 def _json_lines(part: Slice, field: str) -> Iterator[Piece]:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -41,7 +42,7 @@ class EncoderPool:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="llmctl-encode")
         self._own = threading.local()
         self._lock = threading.Lock()
-        self._encoders: list[EncoderProcess] = []
+        self.encoders: list[EncoderProcess] = []
         self._closing = False
 
     def __enter__(self) -> EncoderPool:
@@ -52,10 +53,10 @@ class EncoderPool:
     ) -> None:
         with self._lock:
             self._closing = True
-            for encoder in self._encoders:
+            for encoder in self.encoders:
                 encoder.end()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for encoder in self._encoders:
+        for encoder in self.encoders:
             encoder.close()
 
     def run(self, units: Iterable[Unit]) -> Iterator[Encoded]:
@@ -78,8 +79,8 @@ class EncoderPool:
             with self._lock:
                 if self._closing:
                     raise TransferError("sharding was given up", stage="shard")
-                encoder = self._own.encoder = EncoderProcess(self._setup, len(self._encoders))
-                self._encoders.append(encoder)
+                encoder = self._own.encoder = EncoderProcess(self._setup, len(self.encoders))
+                self.encoders.append(encoder)
         return encoder.encode(unit)
 
 
@@ -105,8 +106,10 @@ class EncoderProcess:
                 stderr=stderr,
                 env=environment,
             )
+        self.pid = self._process.pid
         self._buffer = b""
-        self._send(codec.dumps(setup))
+        # Sent with the first unit: a process that died at its start is then found by who waits for it.
+        self._setup: str | None = codec.dumps(setup)
 
     def encode(self, unit: Unit) -> Encoded:
         """Send one unit, wait for its result.
@@ -114,6 +117,9 @@ class EncoderProcess:
         Raises:
             LlmctlError: the encoder's own error; it died; or it was silent for SILENT_S seconds.
         """
+        if self._setup is not None:
+            self._send(self._setup)
+            self._setup = None
         self._send(codec.dumps(unit))
         while True:
             reply = codec.loads(Reply, self._line())
@@ -131,7 +137,9 @@ class EncoderProcess:
         """Close the pipes, once no thread waits on them any more."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                # What a dead process did not read any more is of no interest.
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None  # noqa: S101 - for the type checker
