@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from llmctl import errors
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.base import Completed, Stream, Transport
-from llmctl.controller.transport.push import push_file
+from llmctl.controller.transport.files import push_file
 from llmctl.errors import LlmctlError, NotFoundError, PreflightError, RemoteCommandError
 from llmctl.wire import codec
 from llmctl.wire.records import (

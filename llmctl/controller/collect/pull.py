@@ -26,6 +26,9 @@ from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest, FileEntry
 from llmctl.wire.records import FilesReply, RunFile
 
 CHECKPOINTS = "checkpoints/"
+Progress = Callable[[str, int], None]
+"""Called with a path and the bytes of it that just arrived, from several threads."""
+
 APPENDED = (".log", ".jsonl")
 """Files that only grow: a pull asks for what lies behind the bytes that are already here."""
 
@@ -42,10 +45,11 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One host's offer: its files, and the absolute folder that they lie in."""
+    """One host's offer: its files, the absolute folder that they lie in, and an interpreter to read them."""
 
     host: Host
     root: str
+    python: str
     files: tuple[RunFile, ...]
 
 
@@ -57,13 +61,13 @@ def pull_run(
     dest: Path,
     *,
     checkpoints: str = "last",
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Pulled:
     """Pull one run into `dest`.
 
     Args:
         checkpoints: `none`, `last` or `all` of the committed ones.
-        progress: called with the bytes that arrived since the last call, from several threads.
+        progress: called as bytes arrive.
 
     Raises:
         HostErrors: no host could be asked. One that can't be is an entry of `Pulled.errors`.
@@ -74,8 +78,9 @@ def pull_run(
         client = AgentClient(connections.get(host.name), host, archive)
         status = client.status(run_id)
         reply: FilesReply = client.files(run_id)
-        root = HostLayout(status.nodes[0].spec.workdir).run(run_id).root
-        return Source(host=host, root=root, files=reply.files)
+        spec = status.nodes[0].spec
+        root = HostLayout(spec.workdir).run(run_id).root
+        return Source(host=host, root=root, python=spec.launch.python, files=reply.files)
 
     offers = connections.each(hosts, offer)
     sources = [value for value in offers.values() if isinstance(value, Source)]
@@ -115,7 +120,7 @@ def wanted_checkpoints(sources: Sequence[Source], which: str) -> dict[str, Sourc
 
 
 def _pull_small(
-    connections: Connections, source: Source, dest: Path, progress: Callable[[int], None] | None
+    connections: Connections, source: Source, dest: Path, progress: Progress | None
 ) -> PullResult:
     items = []
     for file in source.files:
@@ -129,7 +134,8 @@ def _pull_small(
             offset = have if 0 < have < file.size else 0
             items.append(PullItem(path=file.path, size=file.size, offset=offset))
     dest.mkdir(parents=True, exist_ok=True)
-    return pull(connections.get(source.host.name), source.root, items, dest, progress=progress)
+    transport = connections.get(source.host.name)
+    return pull(transport, source.root, items, dest, python=source.python, progress=progress)
 
 
 def _pull_checkpoints(
@@ -137,7 +143,7 @@ def _pull_checkpoints(
     sources: Sequence[Source],
     dest: Path,
     which: str,
-    progress: Callable[[int], None] | None,
+    progress: Progress | None,
 ) -> tuple[list[str], list[PullResult]]:
     names, results = [], []
     for name, source in wanted_checkpoints(sources, which).items():
@@ -151,7 +157,7 @@ def _pull_checkpoint(
     source: Source,
     name: str,
     dest: Path,
-    progress: Callable[[int], None] | None,
+    progress: Progress | None,
 ) -> PullResult:
     """Fetch into `.part-<name>`, check, rename. What an earlier, broken pull left there is used again."""
     final, part = dest / name, dest / f".part-{name}"
@@ -161,11 +167,13 @@ def _pull_checkpoint(
     transport = connections.get(source.host.name)
     root = f"{source.root}/{CHECKPOINTS}{name}"
     marker = next(f for f in source.files if f.path == f"{CHECKPOINTS}{name}/{COMMIT_MARKER}")
-    first = pull(transport, root, [PullItem(path=COMMIT_MARKER, size=marker.size)], part)
+    first = pull(
+        transport, root, [PullItem(path=COMMIT_MARKER, size=marker.size)], part, python=source.python
+    )
     manifest = codec.loads(CheckpointManifest, (part / COMMIT_MARKER).read_bytes())
     missing = [entry for entry in manifest.files if not _is_whole(part / entry.path, entry)]
     items = [PullItem(path=e.path, size=e.size, sha256=e.sha256) for e in missing]
-    rest = pull(transport, root, items, part, progress=progress)
+    rest = pull(transport, root, items, part, python=source.python, progress=progress)
     for entry in missing:
         if not _is_whole(part / entry.path, entry):
             (part / entry.path).unlink(missing_ok=True)

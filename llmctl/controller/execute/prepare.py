@@ -6,8 +6,7 @@ Nothing is started here, and one unfit host ends the whole preparation with ever
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,12 +15,16 @@ from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.preflight import job_problems, manifest_path
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.probe.probe import probe
+from llmctl.controller.transport.files import push_file
 from llmctl.controller.transport.pool import Connections
-from llmctl.controller.transport.push import PushMemory, PushResult, push_file, push_tree
+from llmctl.controller.transport.push import Push, PushResult
+from llmctl.controller.transport.pushmemory import PushMemory
 from llmctl.controller.transport.sshconfig import resolve
 from llmctl.controller.transport.tree import Tree, scan
 from llmctl.errors import HostErrors, LlmctlError, PreflightError
 from llmctl.wire.layout import HostLayout
+
+AGENT_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,6 @@ def prepare(
     *,
     cache: Path,
     push: bool = True,
-    on_tree: Callable[[Tree], None] | None = None,
 ) -> Prepared:
     """Facts of every host, with code and agent pushed (unless `push` is False: a dry run).
 
@@ -63,19 +65,18 @@ def prepare(
         ConfigError: the tree itself can't be pushed.
     """
     target = master_target(config.hosts[0])
-    with ThreadPoolExecutor(1) as background:
-        scanning = _scan(config, cache, background)
+    with _pushing(config, cache) as sending:
 
         def one(host: Host) -> Ready:
-            return _prepare_host(host, config, connections, archive, cache, target, scanning, push)
+            return _prepare_host(
+                host, config, connections, archive, target, sending if push else None, push=push
+            )
 
         results = connections.each(config.hosts, one)
-        tree = scanning.result() if scanning else None
+        tree = sending.tree if sending else None
     errors = [value for value in results.values() if isinstance(value, LlmctlError)]
     if errors:
         raise HostErrors(errors)
-    if tree is not None and on_tree is not None:
-        on_tree(tree)
     ready = {name: value for name, value in results.items() if isinstance(value, Ready)}
     return Prepared(ready=ready, tree=tree)
 
@@ -99,11 +100,12 @@ def master_target(host: Host) -> str:
         return ""
 
 
-def _scan(config: RunConfig, cache: Path, background: ThreadPoolExecutor) -> Future[Tree] | None:
+def _pushing(config: RunConfig, cache: Path) -> AbstractContextManager[Push | None]:
+    """One push for all hosts; its scan of the tree starts now. None where the job has no code."""
     if config.job.code is None:
-        return None
-    root = Path(config.base, config.job.code.path).resolve()
-    return background.submit(scan, root, cache_dir=cache)
+        return nullcontext()
+    root = Path(config.base, config.job.code.path)
+    return Push(lambda: scan(root, cache_dir=cache), PushMemory(cache))
 
 
 def _prepare_host(
@@ -111,9 +113,9 @@ def _prepare_host(
     config: RunConfig,
     connections: Connections,
     archive: Archive,
-    cache: Path,
     target: str,
-    scanning: Future[Tree] | None,
+    sending: Push | None,
+    *,
     push: bool,
 ) -> Ready:
     data = manifest_path(config.job)
@@ -122,16 +124,11 @@ def _prepare_host(
     if found:
         first = found[0]
         raise PreflightError(first.message, host=host.name, stage="check", hint=first.hint)
-    if not push:
-        return Ready(facts=facts, pushed=None)
     transport = connections.get(host.name)
-    if not facts.agent_ready:
+    if push and not facts.agent_ready:
         dest = HostLayout(facts.workdir).agent(archive.hash)
-        push_file(transport, archive.data, dest, deadline_s=60.0)
-    if scanning is None:
+        push_file(transport, archive.data, dest, deadline_s=AGENT_DEADLINE_S)
+    if sending is None:
         return Ready(facts=facts, pushed=None)
-    memory = PushMemory(cache)
-    return Ready(
-        facts=facts,
-        pushed=push_tree(transport, scanning.result, workdir=facts.workdir, memory=memory),
-    )
+    python = facts.python.executable if facts.python else host.python
+    return Ready(facts=facts, pushed=sending.to(transport, workdir=facts.workdir, python=python))

@@ -21,7 +21,7 @@ class Stage:
         self._show = show
         self._bytes = 0
 
-    def add_bytes(self, count: int) -> None:
+    def add_bytes(self, _path: str, count: int) -> None:
         """Bytes that have arrived since the last call; the spinner shows the sum. Any thread may call."""
         self._bytes += count
         self._show(size(self._bytes))

@@ -39,8 +39,17 @@ def code_line(prepared: Prepared) -> str:
         sent = f"{most.total_files} files, already there"
     else:
         sent = f"{most.sent_files} of {most.total_files} files sent ({size(most.sent_bytes)})"
-    left = f" · {tree.left_out} left out" if tree.left_out else ""
+    left = f" · {_left_out(tree)} left out" if tree.ignored or tree.special else ""
     return f"{sent} · tree {tree.hash[:6]}{left}"
+
+
+def _left_out(tree: Tree) -> str:
+    """`data/, .env and 40 more`: what the ignore rules took out, the top of the tree by name."""
+    named = list(tree.ignored_top[:3])
+    more = tree.ignored + tree.special - len(named)
+    if not named:
+        return str(more)
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
 def tree_warnings(tree: Tree) -> list[str]:
