@@ -42,7 +42,7 @@ class FileCache:
             IntegrityError: the store's bytes are not those; names file, expected and found.
             NotFoundError, TransferError, DeadlineError: they can't be had.
         """
-        path = self._place(store, entry)
+        path = self.place(store, entry)
         if self._is_known(path, entry):
             return path
         with self._host_lock(entry.sha256):
@@ -52,7 +52,8 @@ class FileCache:
                 self._copy(store, entry, path)
         return path
 
-    def _place(self, store: Store, entry: FileEntry) -> Path:
+    def place(self, store: Store, entry: FileEntry) -> Path:
+        """Where the verified file is or will be: in a local store itself, else in the cache folder."""
         if store.local_root is not None:
             return store.local_root / entry.path
         if self._folder is None:
