@@ -223,7 +223,8 @@ def command_table() -> str:
 
     root: Any = typer.main.get_command(app)
     rows = (
-        f"| `llmctl {name}` | {command.get_short_help_str(300)} |\n" for name, command in root.commands.items()
+        f"| `llmctl {name}` | {command.get_short_help_str(300)} |\n"
+        for name, command in root.commands.items()
     )
     return "| command | what it does |\n|---|---|\n" + "".join(rows)
 

@@ -41,7 +41,8 @@ class Session:
     def inventory(self) -> Inventory:
         from llmctl.controller.config.inventory import find_inventory, load_inventory
 
-        return load_inventory(find_inventory(self.settings.hosts, os.environ, Path.cwd()))
+        origin = self.settings.origins["hosts"]
+        return load_inventory(find_inventory(self.settings.hosts, os.environ, Path.cwd(), origin=origin))
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -20,13 +20,18 @@ ENV_HOSTS = "LLMCTL_HOSTS"
 HOSTS_FILE = "hosts.yaml"
 
 
-def find_inventory(explicit: str | None, env: Mapping[str, str], cwd: Path) -> Path:
+def find_inventory(
+    explicit: str | None, env: Mapping[str, str], cwd: Path, *, origin: str = "--hosts"
+) -> Path:
     """The hosts file to use: `--hosts`, `LLMCTL_HOSTS`, ./hosts.yaml, then the user's own.
+
+    Args:
+        origin: where `explicit` was written, for the error (`Settings.origins["hosts"]`).
 
     Raises:
         ConfigError: a file that was named does not exist, or none was named and none is found.
     """
-    for source, named in (("--hosts", explicit), (ENV_HOSTS, env.get(ENV_HOSTS))):
+    for source, named in ((origin, explicit), (ENV_HOSTS, env.get(ENV_HOSTS))):
         if named:
             path = cwd / Path(named).expanduser()
             if not path.is_file():

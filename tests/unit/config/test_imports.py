@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.controller.config.checking import check_document
-from llmctl.controller.config.imports import import_hostfile, import_ssh_config, render_hosts
+from llmctl.controller.config.imports import import_file, import_hostfile, import_ssh_config, render_hosts
 from llmctl.controller.config.models import ADDR, HOST_NAME, HostEntry, HostsFile
 from llmctl.controller.config.yamlfile import parse_yaml
 from llmctl.errors import ConfigError
@@ -71,6 +71,16 @@ def test_ssh_config_that_includes_itself(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Include config\n")
     with pytest.raises(ConfigError, match="nests deeper"):
         import_ssh_config(tmp_path / "config")
+
+
+def test_either_kind_of_file_is_recognised(tmp_path: Path) -> None:
+    """A hostfile whose host is called `host1` is still a hostfile; a lower-case `host x` is an ssh config."""
+    (tmp_path / "hostfile").write_text("host1 slots=2\n")
+    (tmp_path / "config").write_text("# mine\nhost x\n  user y\n")
+    assert import_file(tmp_path / "hostfile")[0].slots == 2
+    assert import_file(tmp_path / "config") == (HostEntry(name="x", addr="x"),)
+    with pytest.raises(ConfigError, match="can't be read"):
+        import_file(tmp_path / "nowhere")
 
 
 def test_no_ssh_config(tmp_path: Path) -> None:
