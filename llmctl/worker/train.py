@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
 
 from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundError
 from llmctl.wire import environment
@@ -58,10 +60,12 @@ def train(stop: StopSignal) -> int:
         speaks=session.is_first,
         tensorboard=board if session.is_first and spec.recipe.tensorboard else None,
     )
-    training = build(spec, spec.recipe, session, run_dir, metrics, stop)
-    code = Loop(training).run()
-    training.batches.close()
-    metrics.close()
+    try:
+        training = build(spec, spec.recipe, session, run_dir, metrics, stop)
+        code = Loop(training).run()
+        training.batches.close()
+    finally:
+        metrics.close()
     session.close()
     return code
 
@@ -79,5 +83,22 @@ def main() -> int:
         return ExitCode.NO_RETRY if isinstance(error, HOPELESS) else 1
 
 
+def leave(code: int) -> NoReturn:
+    """End the process now. Taking down an interpreter with a live process group can abort in gloo's
+    threads, and SIGABRT in place of the true exit code would send people looking for a crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def leave_with_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> NoReturn:
+    """`sys.excepthook`: the traceback as usual, then exit code 1 for certain."""
+    sys.__excepthook__(kind, error, trace)
+    leave(1)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.excepthook = leave_with_traceback
+    leave(main())

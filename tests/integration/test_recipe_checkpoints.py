@@ -217,7 +217,7 @@ def sample(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_pulled_folder_speaks_for_itself(trained: Cluster, tmp_path: Path) -> None:
-    """Moved elsewhere, without run or data, a checkpoint goes on from a prompt, the same for the same seed."""
+    """Moved elsewhere, without run or data, a checkpoint goes on from a prompt; one seed, one text."""
     folder = tmp_path / "anywhere"
     shutil.copytree(trained.checkpoints() / "step-00000008", folder)
     first, again = (sample(folder, "--prompt", "import ", "--max-new", "8", "--seed", "1") for _ in range(2))

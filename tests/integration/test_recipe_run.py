@@ -72,8 +72,8 @@ def test_tensorboard_files_hold_the_curve(learned: tuple[Cluster, str]) -> None:
     """The event files carry every step's loss, although they were written beside the training."""
     pytest.importorskip("tensorboard")
     code = (
-        "import sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator as E;"
-        "e = E(sys.argv[1]); e.Reload(); print(len(e.Scalars('train/loss')))"
+        "import sys; from tensorboard.backend.event_processing import event_accumulator as m;"
+        "e = m.EventAccumulator(sys.argv[1]); e.Reload(); print(len(e.Scalars('train/loss')))"
     )
     folder = learned[0].run_dir().attempt(1).tensorboard
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
@@ -106,7 +106,7 @@ def test_the_start_imports_nothing_heavy(corpus: Path, tmp_path: Path) -> None:
 def test_wrong_settings_are_one_line_and_not_retried(
     changes: dict[str, object], words: str, corpus: Path, tmp_path: Path
 ) -> None:
-    """A setting that can't work: exit 93, the field named, no traceback, no checkpoint folder with content."""
+    """A setting that can't work: exit 93, the field named, no traceback, no checkpoint."""
     cluster = Cluster(base=tmp_path, corpus=corpus)
     ((code, _, err),) = cluster.start(replace(RECIPE, **changes)).results()  # type: ignore[arg-type]
     assert code == 93, err
@@ -136,7 +136,7 @@ def test_damaged_data_stops_the_run(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_explodes_names_its_step(corpus: Path, tmp_path: Path) -> None:
-    """An absurd learning rate ends the run with exit 1 and the step, and no broken checkpoint is committed."""
+    """An absurd learning rate ends the run with exit 1 and the step; no broken checkpoint is committed."""
     wild = replace(RECIPE, optimizer=OptimizerSpec(lr=1e30, warmup_steps=0), checkpoint_every=1)
     cluster = Cluster(base=tmp_path, corpus=corpus)
     ((code, _, err),) = cluster.start(wild).results()
