@@ -17,7 +17,7 @@ from llmctl.storage.deadline import call
 from llmctl.storage.faults import STAGE, explained, reason
 from llmctl.storage.files import StoreFile, is_temporary, temporary_name
 from llmctl.storage.local import write_beside
-from llmctl.storage.uris import checked, masked
+from llmctl.storage.uris import checked, join, masked
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class FsspecStore:
         self._deadline_s = deadline_s
 
     def where(self, path: str) -> str:
-        return self.uri.rstrip("/") + "/" + path
+        return join(self.uri, path)
 
     def exists(self, path: str) -> bool:
         try:

@@ -8,7 +8,8 @@ from pathlib import Path
 from llmctl.errors import ConfigError
 
 _LOCAL_SCHEMES = ("file://", "local://")
-_PASSWORD = re.compile(r"(?P<head>://[^/@:\s]*):(?P<secret>[^/@\s]*)@")
+# A secret may hold `/` and `@`; digits and then a `/` are a port, behind which `@` is part of the path.
+_PASSWORD = re.compile(r"(?P<head>://[^/@:\s]*):(?!\d{1,5}/)\S*@")
 _SECRET_QUERY = re.compile(
     r"(?P<name>[?&][^=&\s]*(?:key|token|secret|sig|signature|password|credential)[^=&\s]*)=[^&\s]*", re.I
 )
@@ -55,7 +56,9 @@ def split(uri: str) -> tuple[str, str]:
 
 def join(uri: str, path: str) -> str:
     """The URI of `path` below `uri`."""
-    return uri if not path else uri.rstrip("/") + "/" + path
+    if not path:
+        return uri
+    return (uri if uri.endswith("://") else uri.rstrip("/") + "/") + path
 
 
 def checked(path: str) -> str:

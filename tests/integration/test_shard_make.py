@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
+import subprocess
+import sys
 import sysconfig
 from array import array
 from pathlib import Path
@@ -227,11 +230,12 @@ def test_a_bad_line_ends_it_and_no_data_set_appears(tmp_path: Path, monkeypatch:
     lines[1500] = lines[900] = json.dumps({"txt": "?"})
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     for workers in (1, 3):
+        # Too large for a shard to be whole before the bad line: nothing is left to be in the way.
         with pytest.raises(ConfigError, match=r"a\.jsonl:901: no key `text`") as caught:
-            shard([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), workers=workers, shard_tokens=1000)
+            shard([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), workers=workers)
         assert caught.value.hint == "did you mean --field txt?"
         assert not (tmp_path / "out" / "manifest.json").exists()
-        assert not (tmp_path / "out" / ".shard.part").exists()
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_another_data_set_is_not_overwritten_by_accident(tmp_path: Path) -> None:
@@ -264,6 +268,33 @@ def test_a_destination_inside_the_source_is_not_its_own_input(tmp_path: Path) ->
     first = shard([str(tmp_path)], str(tmp_path / "shards"))
     assert shard([str(tmp_path)], str(tmp_path / "shards")) == first
     assert first.documents == 1
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path: Path) -> None:
+    """No room, in an encoder or for a shard: one TransferError, and no unfinished shard is left."""
+    script = f"""
+import resource, sys
+from llmctl.errors import TransferError
+from llmctl.storage.corpus import sources
+from llmctl.storage.corpus.shard import shard
+sources.UNIT_BYTES = 50_000
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+try:
+    shard([{str(STDLIB / "email")!r}], {str(tmp_path / "out")!r}, shard_tokens=int(sys.argv[2]), workers=1)
+except TransferError as error:
+    print(error)
+"""
+    for limit, shard_tokens in ((20_000, 10_000), (450_000, 10**6)):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(limit), str(shard_tokens)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert re.fullmatch(r"storage: .*: can't write: File too large\n", done.stdout), done
+        assert list((tmp_path / "out").glob("shard-*")) == []
+        assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_an_encoder_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,11 +102,13 @@ def resumable(store: Store, wanted: str, *, overwrite: bool) -> Journal:
     found = journals.load(store)
     if found is not None and found.fingerprint == wanted:
         return journals.intact(store, found)
-    if found is not None and not overwrite:
+    # Without a whole shard, as after a wrong --field, there is nothing that another command could spoil.
+    if found is not None and found.done and not overwrite:
         raise ConfigError(
             f"{store.uri} holds an unfinished data set of other input or settings",
             hint="run the command that began it, or replace it with --overwrite",
         )
+    store.delete(PROGRESS)
     return Journal(fingerprint=wanted)
 
 

@@ -158,7 +158,6 @@ def _encode_all(
 ) -> Journal:
     """Everything behind `begun` into shards; the journal of all of them."""
     state = begun
-    journal.save(store, state)
 
     def done(shard: Done) -> None:
         nonlocal state
@@ -245,7 +244,6 @@ class _Meter:
 def _manifest(store: Store, plan: _Plan, whole: Journal, work: Path) -> ShardManifest:
     shards = tuple(done.entry for done in whole.done)
     if not shards:
-        store.delete(journal.PROGRESS)
         raise ConfigError("the input holds no text", hint="every file of it is empty or binary")
     stored: FileEntry | None = None
     if isinstance(plan.tokenizer, FileTokenizer):
