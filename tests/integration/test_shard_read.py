@@ -10,8 +10,9 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def copied(tmp_path: Path, local: Path) -> Path:
     for file in local.iterdir():
         open_store(str(path)).put_file(file, file.name)
     return path
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll, at most 30 seconds."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "not within 30 s"
+        time.sleep(0.01)
 
 
 def flip(path: Path, at: int = 1000) -> None:
@@ -184,9 +193,7 @@ def test_prefetched_shards_are_there(uri: str, tmp_path: Path) -> None:
     """After prefetch has had its time, reading needs the store no more."""
     reader = ShardReader(uri, tmp_path / "cache")
     reader.prefetch([0, 1])
-    end = threading.Event()
-    while len(list((tmp_path / "cache" / "checked").glob("*"))) < 2:
-        assert not end.wait(0.01)
+    wait_until(lambda: len(list((tmp_path / "cache" / "checked").glob("[0-9a-f]*"))) >= 2)
     if uri.startswith("memory"):
         for file in open_store(uri).list():
             open_store(uri).delete(file.path)
@@ -307,10 +314,7 @@ def test_reading_ahead_is_bounded_and_ends(local: Path) -> None:
     loader = SampleLoader(
         reader, SampleOrder(reader.manifest, LENGTH, 0), global_batch=4, rank=0, world=1, depth=3
     )
-    pause = threading.Event()
-    while loader._queue.qsize() < 3:
-        pause.wait(0.01)
-    pause.wait(0.1)
+    wait_until(loader._queue.full)
     assert loader._queue.qsize() == 3
     assert next(loader).step == 0
     assert loader.wait_s >= 0

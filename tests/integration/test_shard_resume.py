@@ -24,7 +24,7 @@ from llmctl.storage.corpus.shard import Progress, shard
 from llmctl.storage.files import open_store
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
-SOURCES = [str(STDLIB / name) for name in ("json", "asyncio", "email")]
+SOURCES = [str(STDLIB / name) for name in ("json", "asyncio")]
 UNIT = 60_000
 SHARD = 40_000
 

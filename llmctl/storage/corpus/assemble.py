@@ -66,7 +66,7 @@ class Assembler:
         Raises:
             TransferError, DeadlineError: a shard can't be written or stored.
         """
-        with explained("read", str(self._folder)):
+        with explained("write", str(self._folder)):
             starts = _read_starts(unit.idx(self._folder))
             at, self._skip = self._skip, 0
             with unit.bin(self._folder).open("rb") as stream:
