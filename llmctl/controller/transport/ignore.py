@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pathspec
+from llmctl.controller.transport.gitpattern import Pattern, compile_lines
 
 GITIGNORE, LLMCTLIGNORE = ".gitignore", ".llmctlignore"
 
@@ -25,18 +26,19 @@ class RuleFile:
         depth: length of this file's folder relative to the root (with its slash), where it lies below.
     """
 
-    def __init__(self, text: str, *, above: str = "", depth: int = 0) -> None:
-        self._text = text
+    def __init__(self, content: bytes, *, above: str = "", depth: int = 0) -> None:
+        self._content = content
         self._above = above
         self._depth = depth
 
     @cached_property
-    def _spec(self) -> pathspec.GitIgnoreSpec:
-        return pathspec.GitIgnoreSpec.from_lines(self._text.splitlines())
+    def _patterns(self) -> list[Pattern]:
+        return compile_lines(self._content)[::-1]
 
-    def verdict(self, path: str) -> bool | None:
-        """True: ignored; False: taken back in; None: no pattern says anything. Folders end with a slash."""
-        return self._spec.check_file(self._above + path[self._depth :]).include
+    def verdict(self, path: str, *, is_dir: bool) -> bool | None:
+        """True: ignored; False: taken back in; None: no pattern says anything."""
+        asked = os.fsencode(self._above + path[self._depth :])
+        return next((p.ignore for p in self._patterns if p.matches(asked, is_dir=is_dir)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,9 @@ class Rules:
 
     def ignores(self, path: str, *, is_dir: bool) -> bool:
         """Whether `path` (relative to the scanned root) is left out; its folder is not."""
-        asked = path + "/" if is_dir else path
         for files in (self.own, self.git):
             for rules in reversed(files):
-                verdict = rules.verdict(asked)
+                verdict = rules.verdict(path, is_dir=is_dir)
                 if verdict is not None:
                     return verdict
         return False
@@ -65,17 +66,17 @@ class Rules:
         digest.update(b"git" + (git or b"") + b"\0own" + (own or b""))
         return Rules(
             key=digest.hexdigest(),
-            git=self.git if git is None else (*self.git, RuleFile(_text(git), depth=len(folder))),
-            own=self.own if own is None else (*self.own, RuleFile(_text(own), depth=len(folder))),
+            git=self.git if git is None else (*self.git, RuleFile(git, depth=len(folder))),
+            own=self.own if own is None else (*self.own, RuleFile(own, depth=len(folder))),
         )
 
 
 def rules_above(root: Path) -> Rules:
     """The rules of the git repository around `root`, without those of `root` itself."""
     digest, files = hashlib.sha256(), []
-    for text, above in _files_above(root):
-        digest.update(text + b"\0" + above.encode(errors="surrogateescape") + b"\0")
-        files.append(RuleFile(_text(text), above=above))
+    for content, above in _files_above(root):
+        digest.update(content + b"\0" + above.encode(errors="surrogateescape") + b"\0")
+        files.append(RuleFile(content, above=above))
     return Rules(key=digest.hexdigest(), git=tuple(files))
 
 
@@ -95,7 +96,3 @@ def _files_above(root: Path) -> Iterator[tuple[bytes, str]]:
 
 def _joined(parts: tuple[str, ...]) -> str:
     return "".join(part + "/" for part in parts)
-
-
-def _text(content: bytes) -> str:
-    return content.decode(errors="surrogateescape")

@@ -69,6 +69,7 @@ class LocalTransport:
 def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     env = {name: os.environ[name] for name in _LOGIN_ENV if name in os.environ}
     pipe = subprocess.PIPE
+    home = Path.home()
     return subprocess.Popen(
         wrapped(argv),
         stdin=pipe,
@@ -76,7 +77,7 @@ def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
         stderr=pipe,
         bufsize=0,
         env=env,
-        cwd=Path.home(),
+        cwd=home if home.is_dir() else "/",  # as sshd does for a login without a home
         process_group=0,
     )
 

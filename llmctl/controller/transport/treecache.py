@@ -48,11 +48,9 @@ class TreeCache:
         return cls(file, folders, lines)
 
     def folder(self, prefix: str, key: str) -> Folder:
-        """What was known of a folder; hashes stay true when the ignore rules change, decisions don't."""
+        """What was known of a folder under the same ignore rules; under others nothing is."""
         known_key, folder = self._before.get(prefix, ("", {}))
-        if known_key == key:
-            return folder
-        return {}
+        return folder if known_key == key else {}
 
     def put(self, prefix: str, key: str, folder: Folder, *, changed: bool) -> None:
         """What is known now."""
