@@ -148,9 +148,10 @@ class Cluster:
     def _firsts(self) -> list[int]:
         return [sum(self.ranks[:host]) for host in range(len(self.ranks))]
 
-    def _write_spec(self, host: int, recipe: RecipeSpec, port: int, changes: dict[str, Any]) -> None:
+    def spec(self, host: int, recipe: RecipeSpec, port: int) -> NodeSpec:
+        """What one host is told."""
         firsts = self._firsts()
-        spec = NodeSpec(
+        return NodeSpec(
             run_id=RUN_ID,
             run_name="demo",
             host=f"h{host}",
@@ -177,7 +178,9 @@ class Cluster:
             recipe=recipe,
             grace_s=self.grace_s,
         )
-        layout = self.run_dir(host)
+
+    def _write_spec(self, host: int, recipe: RecipeSpec, port: int, changes: dict[str, Any]) -> None:
+        spec, layout = self.spec(host, recipe, port), self.run_dir(host)
         Path(layout.attempt(self.attempt).root).mkdir(parents=True, exist_ok=True)
         Path(layout.node_spec).write_text(dumps(replace(spec, **changes)))
 

@@ -24,6 +24,8 @@ class Loop:
         self._pending: deque[Pending] = deque()
         # A GPU works on the next step while the numbers of the one before travel to the host.
         self._lag = 1 if training.session.device.type == "cuda" else 0
+        self._batches = iter(training.batches)
+        self._done = training.done
         self._stopping = False
         self._saved_step = training.done
         self._save_s = 0.0
@@ -35,23 +37,28 @@ class Loop:
         Raises:
             JobFailedError: the loss is not a number any more. LlmctlError: data or checkpoints failed.
         """
-        recipe, done = self._t.recipe, self._t.done
-        batches = iter(self._t.batches)
+        steps = self._t.recipe.steps
         self._clock = time.monotonic()
-        while done < recipe.steps and not self._stopping:
-            done += 1
-            lr = lr_at(done, recipe.optimizer, recipe.steps)
-            result = self._t.stepper.run(next(batches), lr=lr, stop_asked=self._t.stop.asked)
-            self._pending.append(Pending(step=done, lr=lr, wait_s=self._t.batches.wait_s, result=result))
-            self._report(self._lag)
-            if done == self._t.done + 1:
-                self._t.saver.warm_up()
-            if recipe.checkpoint_every and done % recipe.checkpoint_every == 0:
-                self._save(done)
+        while self._done < steps and not self._stopping:
+            self.advance()
         self._report(0)
         if not self._stopping or self._has_time():
-            self._save(done)
-        return EXIT_CODE if self._stopping and done < recipe.steps else 0
+            self._save(self._done)
+        return EXIT_CODE if self._stopping and self._done < steps else 0
+
+    def advance(self) -> None:
+        """Train one step, write down its numbers, and save a checkpoint where one is due."""
+        recipe = self._t.recipe
+        batch = next(self._batches)
+        step = self._done = self._done + 1
+        lr = lr_at(step, recipe.optimizer, recipe.steps)
+        result = self._t.stepper.run(batch, lr=lr, stop_asked=self._t.stop.asked)
+        self._pending.append(Pending(step=step, lr=lr, wait_s=self._t.batches.wait_s, result=result))
+        self._report(self._lag)
+        if step == self._t.done + 1:
+            self._t.saver.warm_up()
+        if recipe.checkpoint_every and step % recipe.checkpoint_every == 0:
+            self._save(step)
 
     def _report(self, keep: int) -> None:
         """Read and write down the numbers of all but the last `keep` steps."""
