@@ -57,6 +57,7 @@ class Agent:
         self._exits: dict[int, RankExit] = {}
         self._stopped: verdict.Stopped | None = None
         self._stoppable = True
+        self._kill_at: float | None = None
         self._cgroup: str | None = None
 
     def run(self) -> int:
@@ -235,12 +236,12 @@ class Agent:
         if not running:
             return
         self._ask(running)
-        deadline = time.monotonic() + self._grace()
-        while self._running_launchers() and time.monotonic() < deadline:
+        while self._running_launchers() and self._patience() > 0:
             self.tick(_STARTING_POLL_S)
 
     def _ask(self, running: set[int]) -> None:
         """SIGTERM to torchrun or to the shims only: they pass it on, so that each rank gets it once."""
+        self._kill_at = time.monotonic() + self._grace()
         for pid in running:
             os.kill(pid, signal.SIGTERM)  # our own children, not yet reaped: the pid is theirs for certain
 
@@ -253,6 +254,10 @@ class Agent:
 
     def _grace(self) -> float:
         return self._stopped.grace_s if self._stopped else self._spec.grace_s
+
+    def _patience(self) -> float:
+        """Seconds until SIGKILL; leftovers of an end that nobody asked for get a short grace."""
+        return _LEFTOVER_GRACE_S if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())
 
     # --- the end ---
 
@@ -279,14 +284,11 @@ class Agent:
         self._conclude(verdict.of_node(seen, time.time()))
 
     def _sweep(self) -> Swept:
-        """Nothing of the run may outlive it: leftovers of a good end get a short grace, too."""
-        grace = _LEFTOVER_GRACE_S
-        if self._stopped:
-            grace = self._stopped.at + self._stopped.grace_s - time.time()
+        """Nothing of the run may outlive it."""
         group = Group(
             run_id=self._spec.run_id, run_dir=self._run.root, roots=(self._me.pid,), cgroup=self._cgroup
         )
-        swept = sweep(group, grace_s=min(max(grace, 0.0), _LEFTOVER_GRACE_S), tick=self.tick)
+        swept = sweep(group, grace_s=min(self._patience(), _LEFTOVER_GRACE_S), tick=self.tick)
         cgroup.remove(self._cgroup)
         return swept
 
@@ -312,4 +314,4 @@ class Agent:
     def _conclude(self, ended: NodeExit) -> None:
         self._journal.add(EventKind.ENDED, code=ended.code, detail=f"{ended.state.value}: {ended.reason}")
         self._lease.enter(ended.state)
-        self._exit_file.commit(dumps(ended))
+        self._exit_file.commit(dumps(ended), durable=True)

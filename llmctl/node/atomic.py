@@ -19,6 +19,18 @@ def write(path: str, text: str, *, durable: bool = False) -> None:
         raise
 
 
+def overwrite(path: str, text: str) -> None:
+    """Write over the file's own blocks: for a full disk, where a new file finds no room.
+
+    A reader may see it half-written, so this is for files that are read again. Raises OSError.
+    """
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        _write_all(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
 def remove(path: str) -> None:
     """No file of that name afterwards; none before is fine."""
     try:
@@ -52,7 +64,7 @@ class Reserved:
         except OSError:
             remove(self._beside)
 
-    def commit(self, text: str) -> bool:
+    def commit(self, text: str, *, durable: bool = False) -> bool:
         """Make `text` the file's content unless there is one: the first verdict stays. Raises OSError.
 
         Returns:
@@ -64,7 +76,8 @@ class Reserved:
             data = text.encode()
             _write_all(fd, data)
             os.ftruncate(fd, len(data))
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         return _claim(self._beside, self._path)

@@ -92,8 +92,10 @@ def _guard(spec: NodeSpec, secrets: Mapping[str, str], host_env: Mapping[str, st
     kernel.adopt_orphans()
     signal.pthread_sigmask(signal.SIG_BLOCK, agent.WATCHED)
     verdict = Reserved(attempt.exit, _EXIT_BYTES + _RANK_BYTES * spec.launch.nproc)
+    lock = rundir.claim_guard(attempt)
     pid = os.fork()
     if pid == 0:
+        os.close(lock)
         _as_process(lambda: agent.Agent(spec, secrets, host_env, to_start, verdict).run())
     os.close(to_start)
     _, status = os.waitpid(pid, 0)
@@ -127,7 +129,7 @@ def _agent_died(spec: NodeSpec, status: int, verdict: Reserved) -> None:
         left=swept.left,
         stop_requested_at=rundir.stop_written_at(run),
     )
-    verdict.commit(dumps(ended))
+    verdict.commit(dumps(ended), durable=True)
 
 
 def _reap_for(seconds: float) -> None:

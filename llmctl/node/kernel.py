@@ -1,7 +1,8 @@
-"""Two prctl calls that the standard library lacks: die with the parent, and adopt orphans.
+"""What a process asks of the kernel, with as few imports as the rank shim can afford.
 
-Where ctypes or the call is missing, both do nothing: the agent then finds its processes by their
-environment and by its cgroup alone.
+Among it are two prctl calls that the standard library lacks: die with the parent, and adopt orphans. Where
+ctypes or the call is missing both do nothing, and the agent finds its processes by their environment and by
+its cgroup alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
     except (ImportError, OSError, AttributeError):
         return
+
+
+def start_of(pid: int) -> str:
+    """When process `pid` began (field 22 of its stat), which with the pid names it; empty: no such one."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def restore_signals() -> None:

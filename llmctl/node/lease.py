@@ -11,6 +11,8 @@ from llmctl.wire.layout import RunLayout
 from llmctl.wire.records import Lease
 from llmctl.wire.states import NodeState
 
+_LENGTH = 512
+
 
 class LeaseKeeper:
     """Rewrites lease.json every `every_s` seconds, and at once when the state changes."""
@@ -35,7 +37,7 @@ class LeaseKeeper:
         try:
             self._write()
         except OSError:
-            self._due = time.monotonic() + self._every_s
+            self._write_over()
 
     def enter(self, state: NodeState) -> None:
         """Say at once that the node's state is another."""
@@ -45,6 +47,18 @@ class LeaseKeeper:
             self.renew()
 
     def _write(self) -> None:
+        atomic.write(self._path, self._text())
+        self._due = time.monotonic() + self._every_s
+
+    def _write_over(self) -> None:
+        self._due = time.monotonic() + self._every_s
+        try:
+            atomic.overwrite(self._path, self._text())
+        except OSError:
+            return  # nothing to write on at all; the process itself still shows that it lives
+
+    def _text(self) -> str:
+        """Always of the same length, so that one text covers another."""
         lease = Lease(
             t=time.time(),
             attempt=self._attempt,
@@ -53,8 +67,7 @@ class LeaseKeeper:
             agent_start=self._me.start,
             boot_id=self._boot_id,
         )
-        atomic.write(self._path, dumps(lease))
-        self._due = time.monotonic() + self._every_s
+        return dumps(lease).ljust(_LENGTH)
 
 
 def holder(lease: Lease) -> procs.ProcRef:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     from llmctl.node import kernel
 
     kernel.die_with_parent()
-    if not _agent_lives(int(argv[0]), argv[1]):
+    if kernel.start_of(int(argv[0])) != argv[1]:
         return 128 + signal.SIGKILL  # it died before the line above: nobody would end us any more
     if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid():
         os.setsid()
@@ -40,12 +40,6 @@ def main(argv: list[str]) -> int:
     status = _wait(pid)
     records.finish(status)
     return _leave(status)
-
-
-def _agent_lives(pid: int, start: str) -> bool:
-    from llmctl.node import procs
-
-    return procs.alive(procs.ProcRef(pid=pid, start=start))
 
 
 def _start(command: list[str]) -> int:

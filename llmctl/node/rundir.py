@@ -46,7 +46,11 @@ def read_spec(run: RunLayout) -> NodeSpec | None:
 
 def read_lease(run: RunLayout) -> Lease | None:
     """lease.json, or None where it is missing or damaged."""
-    return _lenient(Lease, run.lease)
+    found = _lenient(Lease, run.lease)
+    if found is None and os.path.exists(run.lease):
+        time.sleep(0.01)  # on a full disk it is written over in place: look again
+        found = _lenient(Lease, run.lease)
+    return found
 
 
 def read_exit(attempt: AttemptLayout) -> NodeExit | None:
@@ -118,8 +122,9 @@ def look(run: RunLayout) -> View | None:
     if held is not None and held.attempt != spec.attempt:
         held = None
     alive = lease.holder_alive(held)
-    ended = read_exit(run.attempt(spec.attempt))  # after the look at the process: it may just have ended
-    state = ended.state if ended else _state_without_exit(run, held, alive)
+    pending = alive or guarded(run.attempt(spec.attempt))
+    ended = read_exit(run.attempt(spec.attempt))  # after the look at the processes: they may just have ended
+    state = ended.state if ended else _state_without_exit(run, held, pending)
     view = View(
         run=run,
         spec=spec,
@@ -132,8 +137,9 @@ def look(run: RunLayout) -> View | None:
     return _concluded(view) if state is NodeState.FAILED and ended is None else view
 
 
-def _state_without_exit(run: RunLayout, held: Lease | None, alive: bool) -> NodeState:
-    if alive and held is not None:
+def _state_without_exit(run: RunLayout, held: Lease | None, pending: bool) -> NodeState:
+    """`pending`: somebody lives who will write the verdict, the agent or its guard."""
+    if pending and held is not None:
         return NodeState.RUNNING if held.state.ended else held.state
     if held is None and _start_in_progress(run):
         return NodeState.STARTING
@@ -177,9 +183,29 @@ def locked(run: RunLayout, *, deadline_s: float) -> Iterator[None]:
         os.close(fd)
 
 
+def claim_guard(attempt: AttemptLayout) -> int:
+    """Hold the guard's lock; returns its descriptor, which no child may keep open. Raises OSError."""
+    fd = os.open(_guard_path(attempt), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # whoever asks `guarded` holds it for a moment only
+    return fd
+
+
+def guarded(attempt: AttemptLayout) -> bool:
+    """A guard lives that writes the verdict when the agent can't."""
+    return _is_locked(_guard_path(attempt))
+
+
+def _guard_path(attempt: AttemptLayout) -> str:
+    return os.path.join(attempt.root, ".guard")
+
+
 def _start_in_progress(run: RunLayout) -> bool:
+    return _is_locked(_lock_path(run))
+
+
+def _is_locked(path: str) -> bool:
     try:
-        fd = os.open(_lock_path(run), os.O_RDWR)
+        fd = os.open(path, os.O_RDWR)
     except OSError:
         return False
     try:

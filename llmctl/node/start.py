@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 
-from llmctl.errors import ProvisionError
+from llmctl.errors import DeadlineError, ProvisionError
 from llmctl.node import atomic, daemon, launch, rundir, tree
+from llmctl.node.group import sweep
 from llmctl.wire.codec import dumps
 from llmctl.wire.layout import RUN_ID, HostLayout, RunLayout
 from llmctl.wire.records import StartReply, StartRequest
@@ -47,7 +49,7 @@ def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
         return None
     if view.spec == spec and view.lease and (view.agent_alive or view.recorded):
         return view.lease.agent_pid
-    if view.agent_alive:
+    if view.agent_alive and not view.recorded:
         raise ProvisionError(
             f"attempt {view.spec.attempt} of {spec.run_id} is running here with other settings",
             hint=f"llmctl stop {spec.run_id}",
@@ -57,8 +59,19 @@ def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
             f"attempt {view.spec.attempt} of {spec.run_id} has ended here ({view.state.value})",
             hint=f"start attempt {view.spec.attempt + 1}",
         )
+    _clear_the_way(view)
     _set_other_code_aside(run, view.spec, spec)
     return None
+
+
+def _clear_the_way(view: rundir.View) -> None:
+    """An earlier attempt must be over for good: its guard would take new ranks for old ones."""
+    deadline = time.monotonic() + _LOCK_DEADLINE_S
+    while rundir.guarded(view.attempt):
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"attempt {view.spec.attempt} is still being ended", hint="try again later")
+        time.sleep(0.01)
+    sweep(view.group, grace_s=0.0, tick=time.sleep)
 
 
 def _set_other_code_aside(run: RunLayout, old: NodeSpec, new: NodeSpec) -> None:

@@ -67,7 +67,7 @@ def _end(view: rundir.View, request: StopRequest) -> None:
         if _verdict_within(view, request.grace_s + _AGENT_DEADLINE_S, unless_dead=agent):
             return
         procs.send(agent, signal.SIGKILL)  # it hangs or is frozen; its guard does the rest
-    if view.lease is not None and _verdict_within(view, _guard_patience(view)):
+    if _verdict_of_guard(view):
         return
     _end_without_agent(view, request)
 
@@ -91,10 +91,10 @@ def _verdict_within(view: rundir.View, seconds: float, unless_dead: procs.ProcRe
     return _poll(lambda: rundir.read_exit(view.attempt) is not None, seconds, over=over)
 
 
-def _guard_patience(view: rundir.View) -> float:
-    """Time for a guard to finish; none where the host was booted since, for there is no guard."""
-    booted_since = view.lease is not None and view.lease.boot_id != procs.boot_id()
-    return 0.0 if booted_since or not view.group.members() else _GUARD_DEADLINE_S
+def _verdict_of_guard(view: rundir.View) -> bool:
+    """Wait for the guard of a dead agent, as long as there is one."""
+    _poll(lambda: not rundir.guarded(view.attempt), _GUARD_DEADLINE_S)
+    return rundir.read_exit(view.attempt) is not None
 
 
 def _end_without_agent(view: rundir.View, request: StopRequest) -> None:
@@ -109,7 +109,7 @@ def _end_without_agent(view: rundir.View, request: StopRequest) -> None:
         ranks=rankfiles.exits(view.attempt),
         left=swept.left,
     )
-    atomic.Reserved(view.attempt.exit, 0).commit(dumps(verdict))
+    atomic.Reserved(view.attempt.exit, 0).commit(dumps(verdict), durable=True)
 
 
 def _traces_left(ports: dict[str, int], before: dict[procs.ProcRef, procs.ProcStat]) -> tuple[str, ...]:

@@ -35,6 +35,9 @@ from llmctl.wire.records import (
 )
 from llmctl.wire.specs import LaunchSpec, NodeSpec, Peer
 
+HOST_PYTHON = os.environ.get("LLMCTL_TEST_HOST_PYTHON", sys.executable)
+"""The interpreter of the hosts; another one runs the same suites against it."""
+
 OLD_PYTHON = Path("~/.pyenv/versions/3.9.18/bin/python").expanduser()
 """Where developers keep the oldest supported interpreter; `python3.9` on PATH serves as well."""
 
@@ -58,7 +61,7 @@ def free_port() -> int:
 class AgentHost:
     """One workdir with the agent archive in place."""
 
-    def __init__(self, workdir: Path, python: str = sys.executable) -> None:
+    def __init__(self, workdir: Path, python: str = HOST_PYTHON) -> None:
         self.python = python
         self.layout = HostLayout(str(workdir.resolve()))
         archive = build()
@@ -214,7 +217,7 @@ def _has(path: Path, mark: bytes) -> bool:
         return False
 
 
-def hosts(tmp_path: Path, python: str = sys.executable) -> Iterator[AgentHost]:
+def hosts(tmp_path: Path, python: str = HOST_PYTHON) -> Iterator[AgentHost]:
     """Body of the fixtures."""
     host = AgentHost(tmp_path / "host", python)
     yield host

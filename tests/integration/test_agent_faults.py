@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator
@@ -200,6 +201,21 @@ time.sleep(300)
     assert any(event.kind == "killed" for event in host.events(RUN))
 
 
+def test_the_next_attempt_starts_right_after_a_killed_agent(host: AgentHost) -> None:
+    """The dead attempt's guard and leftovers are over before new ranks start; those live on."""
+    spec = host.spec(RUN, SLEEP, nproc=1)
+    reply = host.start(spec)
+    up(host, ranks=1)
+    os.kill(reply.agent_pid, signal.SIGKILL)
+    until(lambda: not host.status(RUN).agent_alive)
+    host.start(dataclasses.replace(spec, attempt=2))
+    until(lambda: "up" in host.log(RUN, 0, attempt=2))
+    assert host.status(RUN).state is NodeState.RUNNING
+    assert Path(host.run(RUN).attempt(1).exit).exists()
+    events = host.events(RUN)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+
+
 def test_a_start_killed_in_between_leaves_no_lie(host: AgentHost) -> None:
     """A run directory with node.json but no agent is failed, never starting for ever."""
     host.start(host.spec(RUN, "pass", nproc=1))
@@ -253,10 +269,10 @@ def test_a_disk_filled_by_the_job_leaves_a_true_state(small_host: AgentHost) -> 
 
 def test_a_full_disk_does_not_end_a_job(small_host: AgentHost) -> None:
     """A job that needs no disk goes on and succeeds while leases can't be written."""
-    script = FILL + "import time; time.sleep(1.2)"
+    script = FILL + "import time; time.sleep(3)"
     small_host.start(small_host.spec(RUN, script, nproc=1, lease_s=0.2))
     until(lambda: _full(small_host), what="the disk is full")
-    assert small_host.status(RUN).state is NodeState.RUNNING
+    until(lambda: small_host.status(RUN).state is NodeState.RUNNING)
     assert small_host.ended(RUN).state is NodeState.SUCCEEDED
 
 
