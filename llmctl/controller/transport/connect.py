@@ -6,6 +6,7 @@ What goes wrong becomes one line with the host, the stage `connect` and what to 
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from llmctl.controller.transport.identities import identities
 from llmctl.controller.transport.knownhosts import OfferedKey
 from llmctl.controller.transport.sshconfig import SshTarget
 from llmctl.errors import HostUnreachableError
+
+# What paramiko logs is told by our errors; without a handler Python would print it on stderr.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 STAGE = "connect"
 KEEPALIVE_S = 15

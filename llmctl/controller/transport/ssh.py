@@ -71,16 +71,15 @@ class SshTransport:
         while True:
             try:
                 return self._link.client.open_session(timeout=max(deadline.left, 0.01))
-            except paramiko.ChannelException:  # the server has no slot left: one of ours is still ending
-                if deadline.passed:
-                    message = "the server opens no more sessions"
-                    raise DeadlineError(message, host=self._host, stage=stage) from None
-                pause.wait(_POLL_S)
             except (paramiko.SSHException, EOFError, OSError):
-                if self._link.alive and deadline.passed:
-                    message = f"no answer within {deadline.seconds:g} s"
+                if not self._link.alive:
+                    raise lost(self._link, self._host, stage) from None
+                if deadline.passed:
+                    message = f"no session was opened within {deadline.seconds:g} s"
                     raise DeadlineError(message, host=self._host, stage=stage) from None
-                raise lost(self._link, self._host, stage) from None
+            # Refused: the server has no slot left, since one of ours is still ending. (Of refusals at the
+            # same time paramiko gives only one thread the ChannelException, so the type says nothing.)
+            pause.wait(_POLL_S)
 
     def _execute(self, channel: paramiko.Channel, command: str, stage: str) -> None:
         channel.settimeout(_POLL_S)
