@@ -95,7 +95,7 @@ def build(
     model = _make_model(config, recipe.seed, session)
     optimizer = AdamW(model.named_parameters(), recipe.optimizer)
     place = open_place(session, spec, run_dir)
-    done = _start_state(spec, recipe, session, place, model, optimizer, metrics)
+    done = _start_state(spec, recipe, session, place, model, optimizer, metrics, reader.manifest)
     return Training(
         recipe=recipe,
         session=session,
@@ -132,6 +132,7 @@ def _start_state(
     model: Decoder,
     optimizer: AdamW,
     metrics: Metrics,
+    corpus: ShardManifest,
 ) -> int:
     """Give all ranks one state: the newest checkpoint's, else rank 0's first weights. Returns steps done."""
     warning = check_room(session, place, STATE_BYTES * count_parameters(model.config))
@@ -145,7 +146,18 @@ def _start_state(
     check_model(found, encode(model.config))
     restore(session, place, found, training_tensors(model, optimizer), session.device)
     metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
+    changed = changed_order(found.manifest, recipe, corpus)
+    if changed:
+        metrics.note(f"samples may repeat or be left out after this resume: {', '.join(changed)} changed")
     return found.step
+
+
+def changed_order(saved: CheckpointManifest, recipe: RecipeSpec, corpus: ShardManifest) -> list[str]:
+    """What differs now of all that decides which samples a step takes; names for people."""
+    now = encode(recipe)
+    names = ("seed", "global_batch", "sequence_length")
+    changed = [name for name in names if saved.recipe.get(name, now[name]) != now[name]]
+    return changed + (["the corpus"] if saved.data.get("tokens", corpus.tokens) != corpus.tokens else [])
 
 
 def _marker_template(

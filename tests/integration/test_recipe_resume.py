@@ -54,6 +54,17 @@ def test_a_resumed_process_repeats_every_bit(straight: Cluster, tmp_path: Path) 
     assert resumed.losses() == straight.losses()[10:]
 
 
+def test_a_changed_sample_order_is_said(straight: Cluster, tmp_path: Path) -> None:
+    """Resuming with another batch size goes on, but says that samples may repeat; and only then."""
+    uri = str(from_step_10(straight, tmp_path / "place"))
+    resumed = replace(straight, base=tmp_path, checkpoint_uri=uri, attempt=2)
+    resumed.train(replace(TWENTY, steps=12, global_batch=4))
+    again = replace(resumed, attempt=3)
+    again.train(replace(TWENTY, steps=13, global_batch=4))
+    assert any("global_batch changed" in line["text"] for line in resumed.lines("note"))
+    assert not any("changed" in line["text"] for line in again.lines("note"))
+
+
 def test_another_number_of_ranks_goes_on_alike(straight: Cluster, tmp_path: Path) -> None:
     """A checkpoint of one rank resumed on two hosts with one rank each, and their losses agree."""
     uri = str(from_step_10(straight, tmp_path / "place"))

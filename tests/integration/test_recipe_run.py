@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from llmctl.storage.corpus.shard import shard
 from llmctl.wire.recipe import ModelSpec, OptimizerSpec
-from tests.worker_kit import RECIPE, Cluster, make_corpus
+from tests.worker_kit import RECIPE, ROOT, Cluster, make_corpus, real_text
 
 pytestmark = pytest.mark.torch
 
@@ -123,6 +125,33 @@ def test_data_that_is_not_there_is_named(corpus: Path, tmp_path: Path) -> None:
     assert code == 93
     assert "nowhere" in err
     assert "llmctl data shard" in err
+
+
+def test_a_tokenizer_file_travels_with_the_checkpoint(tmp_path: Path) -> None:
+    """Sharded with a Hugging Face tokenizer, trained, and sampled from the checkpoint folder alone."""
+    tokenizers = pytest.importorskip("tokenizers")
+    (tmp_path / "text.txt").write_bytes(real_text())
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train(
+        [str(tmp_path / "text.txt")], vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    corpus = tmp_path / "corpus"
+    shard([str(tmp_path / "text.txt")], str(corpus), tokenizer=str(tmp_path / "tokenizer.json"), workers=1)
+    cluster = Cluster(base=tmp_path, corpus=corpus)
+    cluster.train(RECIPE)
+    shutil.rmtree(corpus)
+    folder = cluster.checkpoints() / "step-00000008"
+    command = [
+        sys.executable,
+        "-m",
+        "llmctl.worker.sample",
+        f"--checkpoint={folder}",
+        "--prompt=import argparse",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("import argparse")
 
 
 def test_damaged_data_stops_the_run(corpus: Path, tmp_path: Path) -> None:
