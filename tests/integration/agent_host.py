@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from llmctl.controller.execute.agent_archive import build
+from llmctl.controller.backends.archive import build
 from llmctl.wire import codec
 from llmctl.wire.layout import HostLayout, RunLayout
 from llmctl.wire.records import (

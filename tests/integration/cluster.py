@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -37,8 +38,10 @@ class Cluster:
     folder: Path
     lab: Lab | None = None
     home: Path = field(init=False)
+    workname: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.workname = f".llmctl-{secrets.token_hex(4)}"  # the lab's disks outlive a test
         self.folder.mkdir(parents=True, exist_ok=True)
         self.home = self.folder / "home"
         self.home.mkdir(exist_ok=True)
@@ -49,7 +52,10 @@ class Cluster:
         if self.lab is None:
             hosts = [{"name": n, "addr": "local", "workdir": str(self.folder / f"host-{n}")} for n in "ab"]
         else:
-            hosts = [{"name": n, "addr": a} for n, a in zip("ab", self.lab.names, strict=False)]
+            workdir = f"~/{self.workname}"
+            hosts = [
+                {"name": n, "addr": a, "workdir": workdir} for n, a in zip("ab", self.lab.names, strict=False)
+            ]
         for host in hosts:
             host.update({"python": sys.executable, "slots": 1, **changes.get(host["name"], {})})
         document = {"version": 1, "pools": {"main": {"hosts": hosts}}}
@@ -129,7 +135,7 @@ class Cluster:
         """A host's workdir, as this machine sees it."""
         if self.lab is None:
             return self.folder / f"host-{name}"
-        return self.lab.path(self.lab_name(name), "/root/.llmctl")
+        return self.lab.path(self.lab_name(name), f"/root/{self.workname}")
 
     def lab_name(self, name: str) -> str:
         assert self.lab is not None

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.controller.execute.agent_archive import build
+from llmctl.controller.backends.archive import build
 from tests.integration.agent_host import old_python
 
 
 def test_the_archive_is_the_same_bytes_every_time() -> None:
     """Another process, with another hash seed, builds the same archive, so the same hash."""
-    code = "from llmctl.controller.execute.agent_archive import build; print(build().hash)"
+    code = "from llmctl.controller.backends.archive import build; print(build().hash)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
     build.cache_clear()  # sources may have been edited since an earlier test of this process
     assert done.stdout.decode().strip() == build().hash

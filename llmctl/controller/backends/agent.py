@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llmctl import errors
+from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.base import Completed, Stream, Transport
 from llmctl.controller.transport.files import push_file
@@ -45,14 +45,6 @@ exec "$PY" -I "$W/agent/$A.pyz" --workdir "$W" "$@"
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Archive:
-    """The agent as it is sent: one zip file and the hash that names it."""
-
-    hash: str
-    data: bytes
-
-
 class AgentClient:
     """The node agent of one host, through an open transport.
 
@@ -61,7 +53,7 @@ class AgentClient:
     LlmctlError the agent itself raised, with this host's name on it.
     """
 
-    def __init__(self, transport: Transport, host: Host, archive: Archive) -> None:
+    def __init__(self, transport: Transport, host: Host, archive: AgentArchive) -> None:
         self._transport = transport
         self._host = host
         self._archive = archive

@@ -12,7 +12,7 @@ from llmctl.controller.config.settings import Settings, load_settings
 from llmctl.controller.ui.console import Screen
 
 if TYPE_CHECKING:
-    from llmctl.controller.backends.agent import Archive
+    from llmctl.controller.backends.archive import AgentArchive
     from llmctl.controller.collect.locate import Located
     from llmctl.controller.collect.view import RunView
     from llmctl.controller.config.types import Host, Inventory
@@ -51,12 +51,10 @@ class Session:
         return Ledger(self.settings.state_dir, warn=self.screen.warn)
 
     @cached_property
-    def archive(self) -> Archive:
-        from llmctl.controller.backends.agent import Archive
-        from llmctl.controller.execute.agent_archive import build
+    def archive(self) -> AgentArchive:
+        from llmctl.controller.backends.archive import build
 
-        built = build()
-        return Archive(hash=built.hash, data=built.data)
+        return build()
 
     @property
     def cache(self) -> Path:

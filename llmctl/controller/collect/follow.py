@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
-from llmctl.controller.backends.agent import AgentClient, Archive
+from llmctl.controller.backends.agent import AgentClient
+from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.pool import Connections
 from llmctl.errors import (
@@ -79,7 +80,7 @@ class Follower:
         self,
         connections: Connections,
         hosts: Sequence[Host],
-        archive: Archive,
+        archive: AgentArchive,
         run_id: str,
         request: FollowRequest,
         *,

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmctl.controller.backends.agent import Archive
+from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.collect.status import all_runs
 from llmctl.controller.collect.view import RunView
 from llmctl.controller.config.types import Host
@@ -33,7 +33,7 @@ class Located:
 def locate(
     key: str | None,
     ledger: Ledger,
-    archive: Archive,
+    archive: AgentArchive,
     inventory_hosts: Callable[[], Sequence[Host]],
     connect: Callable[[Sequence[Host]], Connections],
 ) -> Located:

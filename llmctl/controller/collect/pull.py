@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from llmctl.controller.backends.agent import AgentClient, Archive
+from llmctl.controller.backends.agent import AgentClient
+from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.pool import Connections
 from llmctl.controller.transport.pull import PullItem, PullResult, pull
@@ -56,7 +57,7 @@ class Source:
 def pull_run(
     connections: Connections,
     hosts: Sequence[Host],
-    archive: Archive,
+    archive: AgentArchive,
     run_id: str,
     dest: Path,
     *,

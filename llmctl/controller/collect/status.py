@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from llmctl.controller.backends.agent import AgentClient, Archive
+from llmctl.controller.backends.agent import AgentClient
+from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.collect.view import Answer, RunView, merge
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.pool import Connections
@@ -15,7 +16,7 @@ from llmctl.wire.records import StatusReply
 DEADLINE_S = 15.0
 
 
-def run_view(connections: Connections, hosts: Sequence[Host], archive: Archive, run_id: str) -> RunView:
+def run_view(connections: Connections, hosts: Sequence[Host], archive: AgentArchive, run_id: str) -> RunView:
     """One run as its hosts see it.
 
     Raises:
@@ -33,7 +34,9 @@ def run_view(connections: Connections, hosts: Sequence[Host], archive: Archive, 
     return merge(run_id, answers, time.time())
 
 
-def ask(connections: Connections, hosts: Sequence[Host], archive: Archive, run_id: str) -> dict[str, Answer]:
+def ask(
+    connections: Connections, hosts: Sequence[Host], archive: AgentArchive, run_id: str
+) -> dict[str, Answer]:
     """The answer of each host about one run."""
 
     def one(host: Host) -> Answer:
@@ -52,7 +55,7 @@ def ask(connections: Connections, hosts: Sequence[Host], archive: Archive, run_i
 
 
 def all_runs(
-    connections: Connections, hosts: Sequence[Host], archive: Archive
+    connections: Connections, hosts: Sequence[Host], archive: AgentArchive
 ) -> tuple[list[RunView], list[LlmctlError]]:
     """Every run of these hosts, newest first, and the hosts that could not be asked.
 

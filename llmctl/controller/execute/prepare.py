@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmctl.controller.backends.agent import Archive
+from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.preflight import job_problems, manifest_path
 from llmctl.controller.probe.facts import HostFacts
@@ -50,7 +50,7 @@ class Prepared:
 def prepare(
     config: RunConfig,
     connections: Connections,
-    archive: Archive,
+    archive: AgentArchive,
     *,
     cache: Path,
     push: bool = True,
@@ -112,7 +112,7 @@ def _prepare_host(
     host: Host,
     config: RunConfig,
     connections: Connections,
-    archive: Archive,
+    archive: AgentArchive,
     target: str,
     sending: Push | None,
     *,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llmctl.controller.backends.agent import AgentClient, Archive
+from llmctl.controller.backends.agent import AgentClient
+from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.plan import Plan
 from llmctl.controller.transport.pool import Connections
@@ -15,7 +16,9 @@ from llmctl.wire.specs import NodeSpec
 UNDO_GRACE_S = 3.0
 
 
-def start(plan: Plan, config: RunConfig, connections: Connections, archive: Archive) -> dict[str, StartReply]:
+def start(
+    plan: Plan, config: RunConfig, connections: Connections, archive: AgentArchive
+) -> dict[str, StartReply]:
     """Start every node of the plan; returns once each agent holds its lease.
 
     Secrets leave this machine here, on the agents' stdin, and nowhere else.
@@ -38,7 +41,7 @@ def start(plan: Plan, config: RunConfig, connections: Connections, archive: Arch
 
 
 def _undo(
-    specs: Mapping[str, NodeSpec], config: RunConfig, connections: Connections, archive: Archive
+    specs: Mapping[str, NodeSpec], config: RunConfig, connections: Connections, archive: AgentArchive
 ) -> None:
     """End whatever did start, a host whose answer was lost included. Its own failure changes nothing:
     the error that is being raised is the one to act on, and a peer without partners ends by timeout."""

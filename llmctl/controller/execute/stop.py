@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmctl.controller.backends.agent import AgentClient, Archive
+from llmctl.controller.backends.agent import AgentClient
+from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.pool import Connections
 from llmctl.errors import LlmctlError
@@ -14,7 +15,7 @@ from llmctl.wire.records import StopReport, StopRequest
 def stop(
     connections: Connections,
     hosts: Sequence[Host],
-    archive: Archive,
+    archive: AgentArchive,
     run_id: str,
     request: StopRequest,
 ) -> dict[str, StopReport | LlmctlError]:
