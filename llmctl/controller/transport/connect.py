@@ -110,8 +110,10 @@ def offered_key(target: SshTarget, *, timeout_s: float = 10.0) -> OfferedKey:
         for hop in target.jumps:
             below = _hop(hop, below, deadline)
         client, _ = _handshake(target, below, deadline)
-        client.close()
-        return _key_of(client)
+        try:
+            return _key_of(client)
+        finally:
+            client.close()
     finally:
         if below:
             below.close()
