@@ -128,3 +128,14 @@ def test_a_killed_run_resumes_from_what_was_committed(corpus: Path, tmp_path: Pa
     assert again.lines()[0]["step"] == last + 1
     assert not torn.exists()
     assert alive.exists(), "another run's folder is not ours to remove"
+
+
+def test_sigterm_to_torchrun_keeps_the_progress_too(corpus: Path, tmp_path: Path) -> None:
+    """A stop that reaches the launcher reaches the ranks: the last step is committed."""
+    cluster = Cluster(base=tmp_path, corpus=corpus, ranks=(2,))
+    job = cluster.torchrun(ENDLESS)
+    wait_for(lambda: len(cluster.committed()) > 0)
+    job.processes[0].send_signal(signal.SIGTERM)
+    ((code, _, _),) = job.results()
+    assert code != 0
+    assert cluster.committed()[-1] == f"step-{cluster.lines()[-1]['step']:08d}"
