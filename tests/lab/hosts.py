@@ -308,7 +308,9 @@ class Lab:
             }
             self._go(self._boot("link", f"link-{name}", settings))
         else:
-            veth = ("type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
+            # A machine keeps its MAC over a reboot; else peers send to the old one until ARP forgets it.
+            mac = "02:00:" + ":".join(f"{int(part):02x}" for part in self.ips[name].split("."))
+            veth = ("type", "veth", "peer", "name", "eth0", "address", mac, "netns", str(host.pid))
             self._ctl("ip", "link", "add", bridge_end, *veth)
         self._ctl("ip", "link", "set", bridge_end, "master", "br0", "up")
         if self.link.rate_mbit:
