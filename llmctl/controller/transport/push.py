@@ -196,7 +196,7 @@ class _Talk:
         if not self._has_it:
             with contextlib.suppress(RemoteCommandError):
                 self._stream.end_input()
-            if self._line(_UNPACK_S) != "done":
+            if self._line(_UNPACK_S) != "done" or not self._stream.wait(deadline_s=_STALL_S).ok:
                 raise self._failure()
 
     def _line(self, deadline_s: float = _STALL_S) -> str:

@@ -76,7 +76,7 @@ def scan(path: Path, *, cache_dir: Path) -> Tree:
     Raises:
         ConfigError: no such folder, an unreadable file, or a link that leads out of the tree.
     """
-    root = path.resolve()
+    root = path.absolute()
     if not root.is_dir():
         raise ConfigError(f"{path} is not a folder", stage="push")
     cache = TreeCache.load(cache_dir, root)
