@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,32 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in (tmp_path / "place").iterdir()] == ["step-00000001"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 800 kB: room for one checkpoint of the test model, not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.hosts
+def test_a_disk_that_fills_up_ends_the_run_in_one_line(small_disk: Path, tmp_path: Path) -> None:
+    """The second checkpoint does not fit: every rank says so and exits 1, the first one stays whole."""
+    cluster = Cluster(
+        base=tmp_path, corpus=make_corpus(tmp_path / "corpus"), ranks=(2,), checkpoint_uri=str(small_disk)
+    )
+    for code, _, err in cluster.start(RECIPE).results():
+        assert code == 1
+        assert "no space left" in err.lower()
+        assert "Traceback" not in err
+    assert [path.name for path in small_disk.iterdir()] == ["step-00000004"]
+    assert cluster.committed() == ["step-00000004"]
 
 
 def test_too_little_room_is_found_before_training(tmp_path: Path) -> None:

@@ -18,9 +18,13 @@ from llmctl.wire.manifests import CheckpointManifest, FileEntry, checkpoint_name
 from llmctl.worker.checkpoint.catalog import prune, publish, temporary_folder
 from llmctl.worker.checkpoint.load import quiet_alone
 from llmctl.worker.checkpoint.place import Place
+from llmctl.worker.metrics import human_bytes
 from llmctl.worker.session import Session
 
 STAGE = "checkpoint"
+
+FULL_BYTES = 1 << 20
+"""A disk with less than this left, just after a write to it failed, is a full disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,10 @@ class Saver:
         threading.Thread(target=_import_dcp, name="dcp-import", daemon=True).start()
 
     @property
+    def _desk(self) -> Path:
+        return Path(self._place.desk.uri)
+
+    @property
     def _owns_desk(self) -> bool:
         return self._session.is_first if self._place.desk_is_shared else self._session.leader
 
@@ -97,7 +105,7 @@ class Saver:
         except LlmctlError as error:
             failure = error
         except OSError as error:
-            failure = _failure(error)
+            failure = _failure(error, self._desk)
         self._session.agree(failure)
 
     def _prepare(self, folder: Path) -> None:
@@ -126,10 +134,10 @@ class Saver:
                 )
         except CheckpointException as error:
             rank, (reason, _) = next(iter(error.failures.items()))
-            raise _failure(reason, f"rank {rank}: ") from error
+            raise _failure(reason, self._desk, f"rank {rank}: ") from error
         # DCP's writer reports a full disk as a RuntimeError of its stream.
         except RuntimeError as error:
-            raise _failure(error) from error
+            raise _failure(error, self._desk) from error
 
     def _hash_files(self, folder: Path, step: int) -> tuple[FileEntry, ...]:
         """Entries of all files of the checkpoint. Ranks that see the same folder share the reading."""
@@ -159,11 +167,23 @@ def _import_dcp() -> None:
     import torch.distributed.checkpoint.state_dict_saver  # noqa: F401
 
 
-def _failure(error: BaseException, who: str = "") -> TransferError:
-    """One line for whatever the file system or DCP said."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def _failure(error: BaseException, desk: Path, who: str = "") -> TransferError:
+    """One line for whatever the file system or DCP said, with the room that is left as a fact beside it."""
+    cause = _root(error)
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    free = shutil.disk_usage(desk).free if desk.exists() else 0
+    is_full = free < FULL_BYTES and not isinstance(cause, OSError)
+    reason = "no space left on the disk" if is_full else lines[0]
     return TransferError(
-        f"the checkpoint could not be saved: {who}{lines[0]}",
-        hint="the checkpoints before it are untouched; is the disk full?",
+        f"the checkpoint could not be saved: {who}{reason}",
+        hint=f"{human_bytes(free)} free at {desk}; the checkpoints before it are untouched",
         stage=STAGE,
     )
+
+
+def _root(error: BaseException) -> BaseException:
+    """The operating system's own error, where one lies below: torch's stream hides a full disk behind it."""
+    below: BaseException | None = error
+    while below is not None and not isinstance(below, OSError):
+        below = below.__cause__ or below.__context__
+    return below or error
