@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmctl.controller.config.job import job_for_record
 from llmctl.controller.config.models import JobFile
@@ -93,6 +93,19 @@ def ranks_of(host: Host, facts: HostFacts) -> int:
     return host.slots or len(facts.gpus) or 1
 
 
+def shared_threads(
+    hosts: tuple[Host, ...], host: Host, peers: tuple[Peer, ...], facts: HostFacts
+) -> int | None:
+    """Threads per rank where several `local` hosts share this machine's cores; None: the host's own rule.
+
+    Each of them would take all cores: measured, two ranks on two cores were ten times slower that way.
+    """
+    ranks = [peer.nproc for other, peer in zip(hosts, peers, strict=True) if other.is_local]
+    if not host.is_local or len(ranks) < 2:
+        return None
+    return max(1, facts.cores // sum(ranks))
+
+
 def _backend(config: RunConfig, facts: Mapping[str, HostFacts]) -> str:
     wanted = config.job.train.backend
     if wanted != "auto":
@@ -123,6 +136,11 @@ def _node(
 ) -> NodeSpec:
     job = config.job
     recipe = recipe_spec(job) if job.train.script is None else None
+    env = {**config.env, environment.BACKEND: backend}
+    threads = shared_threads(config.hosts, host, peers, facts)
+    if threads is not None:
+        env.setdefault("OMP_NUM_THREADS", str(threads))
+        recipe = replace(recipe, threads=recipe.threads or threads) if recipe else None
     launch = LaunchSpec(
         launcher=job.train.launcher,
         python=facts.python.executable if facts.python else host.python,
@@ -148,7 +166,7 @@ def _node(
         peers=peers,
         agent=identity.agent,
         tree=identity.tree,
-        env={**config.env, environment.BACKEND: backend},
+        env=env,
         secret_names=tuple(sorted(config.secrets)),
         data_uri=job.data.uri if job.data else None,
         checkpoint_uri=job.checkpoint.uri,

@@ -24,7 +24,9 @@ def hosts_line(hosts: Sequence[Host], facts: Mapping[str, HostFacts]) -> str:
     gpus = Counter(gpu.model for fact in found for gpu in fact.gpus)
     parts += [f"{count} x {model}" for model, count in gpus.items()]
     if not gpus:
-        parts.append(f"{sum(fact.cores for fact in found)} CPU cores")
+        shared = [facts[host.name].cores for host in hosts if host.is_local][:1]
+        cores = sum(shared) + sum(facts[host.name].cores for host in hosts if not host.is_local)
+        parts.append(f"{cores} CPU cores")
     return " · ".join(parts)
 
 

@@ -127,3 +127,15 @@ def test_data_that_is_not_on_the_host_is_named() -> None:
 def test_only_folders_are_looked_for_on_hosts(uri: str, path: str) -> None:
     """A store is asked by the workers, not by `test -f`."""
     assert manifest_path(job(data={"uri": uri})) == path
+
+
+def test_local_hosts_share_the_cores_of_this_machine() -> None:
+    """Two local hosts on 4 cores get 2 threads each, unless the job says otherwise."""
+    hosts = (host("a", "local"), host("b", "local"))
+    known = {h.name: facts(h.name, LO) for h in hosts}
+    plan = plan_run(config(*hosts), known, IDENTITY)
+    assert [node.env["OMP_NUM_THREADS"] for node in plan.nodes] == ["2", "2"]
+    assert [node.recipe.threads for node in plan.nodes if node.recipe] == [2, 2]
+    asked = plan_run(config(*hosts, recipe={"threads": 1}), known, IDENTITY)
+    assert [node.recipe.threads for node in asked.nodes if node.recipe] == [1, 1]
+    assert [node.recipe.threads for node in two_hosts().nodes if node.recipe] == [None, None]
