@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import types
 import typing
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ SCHEMA = 1
 """Raised when a reader of the old form would misread the new one; every document carries it."""
 
 T = TypeVar("T")
+
+_UNION_TYPE = getattr(types, "UnionType", typing.Union)
+"""What `X | None` is; Python 3.9 has no such thing."""
 
 
 def encode(value: Any) -> Any:
@@ -82,7 +86,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_generic(origin: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:
     """`Optional[X]`, `tuple[X, ...]` and `dict[str, X]`: the only generics that wire types use."""
-    if origin is typing.Union:
+    if origin is typing.Union or origin is _UNION_TYPE:
         return None if value is None else _decode(_not_none(args), value, where)
     if origin is tuple:
         return tuple(_decode(args[0], item, where) for item in _expect(list, value, where))

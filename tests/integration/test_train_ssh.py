@@ -58,7 +58,7 @@ def test_the_recipe_trains_over_two_hosts_and_everything_comes_home(cluster: Clu
     kept = sorted(p.name for p in (cluster.run_dir("a", pulled.name) / "checkpoints").iterdir())
     assert kept == ["step-00000010", "step-00000012"]
     row = cluster.json("status")["runs"][0]
-    assert (row["state"], row["step"], row["source"]) == ("succeeded", 12, "ledger")
+    assert (row["state"], row["step"], row["nodes"]) == ("succeeded", 12, "2/2")
     assert not cluster.processes(pulled.name)
     again = cluster.json("pull", pulled.name)
     assert again["checkpoints"] == ["step-00000012"]

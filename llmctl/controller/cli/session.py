@@ -82,6 +82,7 @@ class Session:
         """Write what was just seen of a run to the ledger, also of a run that was started elsewhere."""
         from llmctl.controller.collect.locate import record_of
         from llmctl.controller.ledger.records import RunRecord
+        from llmctl.wire import codec
 
         seen: dict[str, Any] = {
             "state": view.state,
@@ -92,6 +93,7 @@ class Session:
             "tokens_per_s": view.tokens_per_s,
             "reason": view.note,
             "exit_code": int(view.verdict) if view.state.ended else None,
+            "view": codec.encode(view),
         }
         known = self.ledger.get(view.run_id)
         if known is not None:

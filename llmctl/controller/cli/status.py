@@ -31,7 +31,10 @@ def register(app: typer.Typer) -> None:
 def status(
     run: RunArgument = None,
     everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Ask every host of the hosts file, not only the ledger.")
+        bool,
+        typer.Option(
+            "--all", "-a", help="Ask the hosts (of the hosts file, or of RUN), not only the ledger."
+        ),
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every 2 s until Ctrl-C.")] = False,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="At most so many runs.")] = 20,
@@ -48,7 +51,7 @@ def status(
     session = Session(hosts=hosts, output=checked_output(output))
     try:
         if run is not None:
-            code = _one(session, run, watch=watch)
+            code = _one(session, run, watch=watch, ask=everything)
         else:
             code = _all(session, everything=everything, watch=watch, number=number)
     finally:
@@ -116,7 +119,7 @@ def _from_inventory(session: Session, *, required: bool) -> tuple[list[RunView],
 def _live_row(session: Session, record: RunRecord) -> RunView | RunRecord:
     """The hosts' word where the run had not ended; what the ledger last saw where none can be asked."""
     if record.state.ended or not record.hosts:
-        return record
+        return _view_of(record) or record
     from dataclasses import replace
 
     from llmctl.controller.collect.locate import host_of
@@ -133,9 +136,12 @@ def _live_row(session: Session, record: RunRecord) -> RunView | RunRecord:
     return view
 
 
-def _one(session: Session, key: str, *, watch: bool) -> int:
+def _one(session: Session, key: str, *, watch: bool, ask: bool) -> int:
+    remembered = None if ask else _ended_view(session, key)
+    if remembered is not None:
+        _show_one(session, remembered)
+        return 0
     from llmctl.controller.collect.status import run_view
-    from llmctl.controller.ui.runs import detail, live
 
     located = session.locate(key)
     connections = session.connect(located.hosts)
@@ -146,11 +152,37 @@ def _one(session: Session, key: str, *, watch: bool) -> int:
         return view
 
     if watch:
+        from llmctl.controller.ui.runs import detail, live
+
         live(session.screen, lambda: detail(once()), REFRESH_S)
         return 0
-    view = once()
+    _show_one(session, once())
+    return 0
+
+
+def _ended_view(session: Session, key: str) -> RunView | None:
+    """The last view of a run that has ended; what can't change any more costs no connection."""
+    record = session.ledger.get(key)
+    return _view_of(record) if record is not None and record.state.ended else None
+
+
+def _view_of(record: RunRecord) -> RunView | None:
+    from llmctl.controller.collect.view import RunView
+    from llmctl.errors import IntegrityError
+    from llmctl.wire import codec
+
+    if not record.view:
+        return None
+    try:
+        return codec.decode(RunView, record.view)
+    except IntegrityError:  # of another version of llmctl: the hosts know
+        return None
+
+
+def _show_one(session: Session, view: RunView) -> None:
+    from llmctl.controller.ui.runs import detail
+
     if session.json:
-        session.screen.document("run", {"run": view, "asked_at": time.time()})
+        session.screen.document("run", {"run": view, "shown_at": time.time()})
     else:
         session.screen.out.print(detail(view))
-    return 0

@@ -67,7 +67,10 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One run as `status` shows it. Times are seconds; `step`, `loss` ... are None where nobody knows."""
+    """One run as `status` shows it. Times are seconds; `step`, `loss` ... are None where nobody knows.
+
+    `took_s` is from the start to the last node's end, on our clock; None while the run goes on.
+    """
 
     run_id: str
     name: str
@@ -76,6 +79,7 @@ class RunView:
     created_at: float
     age_s: float
     nodes: tuple[NodeView, ...]
+    took_s: float | None = None
     step: int | None = None
     total: int | None = None
     loss: float | None = None
@@ -123,6 +127,7 @@ def merge(run_id: str, answers: Mapping[str, Answer], now: float) -> RunView:
         created_at=spec.created_at,
         age_s=max(0.0, now - spec.created_at),
         nodes=nodes,
+        took_s=_took(spec, current) if state.ended else None,
         checkpoint_step=_checkpoint(current),
         note=_note(nodes, failures if state is RunState.FAILED else ()),
         failures=failures if state is RunState.FAILED else (),
@@ -188,6 +193,11 @@ def _state(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...], stopped_a
     if NodeState.STARTING in states:
         return RunState.STARTING
     return RunState.RUNNING
+
+
+def _took(spec: NodeSpec, answers: Mapping[str, Answer]) -> float | None:
+    ends = [a.status.exit.ended_at - a.clock_offset for a in answers.values() if a.status and a.status.exit]
+    return max(0.0, max(ends) - spec.created_at) if ends else None
 
 
 def _stopped_at(answers: Mapping[str, Answer]) -> float | None:

@@ -36,6 +36,7 @@ class RunRecord:
         exit_code: what llmctl ended with for this run (wire/exitcodes.py), None while it goes on.
         reason: one line: why it ended, or what is odd about it.
         job: the job as written; secrets are names in it.
+        view: the last RunView (collect/view.py) as plain values, so that an ended run needs no host.
     """
 
     run_id: str
@@ -53,3 +54,4 @@ class RunRecord:
     reason: str = ""
     updated_at: float = 0.0
     job: dict[str, Any] = field(default_factory=dict)
+    view: dict[str, Any] = field(default_factory=dict)

@@ -78,8 +78,7 @@ def row_document(row: Row) -> dict[str, Any]:
     document = {key: codec.encode(getattr(row, key)) for key in keys}
     nodes, note = _nodes_and_note(row)
     hosts = [n.host for n in row.nodes] if isinstance(row, RunView) else [h.name for h in row.hosts]
-    source = "hosts" if isinstance(row, RunView) else "ledger"
-    return {**document, "hosts": hosts, "nodes": nodes, "note": note, "source": source}
+    return {**document, "hosts": hosts, "nodes": nodes, "note": note}
 
 
 def detail(view: RunView) -> RenderableType:
@@ -92,7 +91,7 @@ def detail(view: RunView) -> RenderableType:
 
 def verdict_lines(view: RunView) -> list[str]:
     """How a run ended, in plain lines: the first says everything, the rest what to do."""
-    took = duration(view.age_s)
+    took = duration(view.age_s if view.took_s is None else view.took_s)
     if view.state is RunState.SUCCEEDED:
         at = f" at step {steps(view.step, view.total)}" if view.step is not None else ""
         loss = f" · loss {number(view.loss)}" if view.loss is not None else ""
@@ -146,7 +145,7 @@ def _headline(view: RunView) -> list[str | tuple[str, str]]:
         facts.append(f"ETA {duration(view.eta_s)}")
     if view.checkpoint_step is not None:
         facts.append(f"checkpoint {view.checkpoint_step}")
-    facts.append(f"age {age(view.age_s)}")
+    facts.append(f"age {age(view.age_s)}" if view.took_s is None else f"took {duration(view.took_s)}")
     return [*parts, " · " + " · ".join(facts)]
 
 
