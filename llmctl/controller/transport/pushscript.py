@@ -26,6 +26,8 @@ drop_later() {
 }
 trap drop EXIT
 trap 'exit 129' HUP INT TERM PIPE
+# A short write has no reason in tar's words ("Wrote only 4096 of 10240 bytes"): ask the disk for it.
+why() { head -c 65536 /dev/zero >"$new/.room" && rm -f -- "$new/.room"; }
 copy() { cp -al -- "$1" "$new" 2>/dev/null || { rm -rf -- "$new" && cp -a -- "$1" "$new"; }; }
 
 if [ -n "$early" ] && [ -d "$early" ]; then
@@ -68,8 +70,8 @@ if [ "$codec" = python ]; then
 else
   [ "$removed" = 0 ] || head -c "$removed" | (cd "$new" && xargs -0 rm -rf --) || exit 1
   ends=$({ { "$codec" -dcq; echo "unpack=$?" >&3; } | tar -xpof - -C "$new" >&2; echo "tar=$?" >&3; } 3>&1)
+  case $ends in *tar=0*) ;; *) why; exit 1 ;; esac
   case $ends in *unpack=0*) ;; *) exit 1 ;; esac
-  case $ends in *tar=0*) ;; *) exit 1 ;; esac
 fi
 if ! mv -T -- "$new" "$hash" 2>/dev/null; then
   [ -d "$hash" ] || { mv -- "$new" "$hash" || exit 1; }
