@@ -77,7 +77,8 @@ if ! mv -T -- "$new" "$hash" 2>/dev/null; then
   [ -d "$hash" ] || { mv -- "$new" "$hash" || exit 1; }
 fi
 echo done
-(trap '' HUP PIPE; find . -maxdepth 1 -name '.new-*' -mmin +1440 -exec rm -rf -- {} +) </dev/null >/dev/null 2>&1 &
+sweep() { trap '' HUP PIPE; find . -maxdepth 1 -name '.new-*' -mmin +1440 -exec rm -rf -- {} +; }
+sweep </dev/null >/dev/null 2>&1 &
 """
 
 UNPACKER = r"""
