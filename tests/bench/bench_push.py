@@ -50,6 +50,7 @@ class Bench:
 
     def nothing_there(self) -> None:
         """An empty host and a controller that remembers nothing of it; disks settled."""
+        self.settle()
         self.lab.on_host("node0", ["rm", "-rf", "/srv/ours", "/srv/rsync"], check=True)
         for name in ("memory", "scans"):
             shutil.rmtree(self.scratch / name, ignore_errors=True)
@@ -57,7 +58,12 @@ class Bench:
 
     def one_change(self) -> None:
         (self.root / "pkg3/file305.py").write_text(f"changed = {next(self.change)}\n")
-        subprocess.run(["sync"], check=True)
+        self.settle()
+
+    def settle(self) -> None:
+        """What a push does after its end (a spare clone) must not slow the next way down."""
+        script = "while ls -d /srv/ours/code/.new-* >/dev/null 2>&1; do sleep 0.05; done; sync"
+        self.lab.on_host("node0", ["timeout", "60", "sh", "-c", script], check=True)
 
     def ours_cold(self) -> None:
         with Connections([Host(name="node0", addr="node0")]) as connections:

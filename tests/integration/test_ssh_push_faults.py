@@ -56,9 +56,9 @@ def push(transport: Transport, root: Path, workdir: str, cache: Path) -> PushRes
 
 
 def names(lab: Lab, workdir: str) -> list[str]:
-    """What lies below code/, seen beside SSH."""
+    """What lies below code/, seen beside SSH; spare clones apart."""
     shown = lab.on_host("node0", ["ls", "-A", f"{workdir}/code"], capture_output=True, text=True, check=True)
-    return sorted(shown.stdout.split())
+    return sorted(name for name in shown.stdout.split() if not name.startswith(".spare-"))
 
 
 def await_names(lab: Lab, workdir: str, expected: list[str]) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -49,20 +49,29 @@ class PushResult:
 
 
 class Push:
-    """One tree for many hosts; thread-safe. The scan starts at once, in a thread of its own."""
+    """One tree for many hosts; thread-safe.
 
-    def __init__(self, tree: Tree | Callable[[], Tree], memory: PushMemory) -> None:
+    The scan runs in a thread of its own: at once, while connections are being made; or, with `open_first`,
+    once the first host's script has been started, since two busy threads delay each other.
+    """
+
+    def __init__(
+        self, tree: Tree | Callable[[], Tree], memory: PushMemory, *, open_first: bool = False
+    ) -> None:
         self._memory = memory
         self._payloads = Payloads()
         self._deltas: dict[str, Delta] = {}
         self._lock = threading.Lock()
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix="scan")
-        self._scanned = self._scanner.submit(lambda: tree if isinstance(tree, Tree) else tree())
+        self._scan = (lambda: tree) if isinstance(tree, Tree) else tree
+        self._scanned: Future[Tree] | None = None
+        if not open_first:
+            self._start_scan()
 
     @property
     def tree(self) -> Tree:
         """The scanned tree; waits for it. Raises what the scan raised."""
-        return self._scanned.result()
+        return self._start_scan().result()
 
     def to(
         self, transport: Transport, *, workdir: str, python: str = "python3", progress: Progress | None = None
@@ -95,6 +104,12 @@ class Push:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _start_scan(self) -> Future[Tree]:
+        with self._lock:
+            if self._scanned is None:
+                self._scanned = self._scanner.submit(self._scan)
+            return self._scanned
 
     def _once(
         self,
@@ -232,5 +247,5 @@ def push_tree(
     transport: Transport, tree: Tree | Callable[[], Tree], *, workdir: str, memory: PushMemory
 ) -> PushResult:
     """Push to one host only; see `Push`."""
-    with Push(tree, memory) as push:
+    with Push(tree, memory, open_first=True) as push:
         return push.to(transport, workdir=workdir)
