@@ -45,8 +45,9 @@ def delta(base: bytes, tree: Tree) -> Delta:
     old, new = _lines(base), _lines(tree.manifest)
     added = {_path(line) for line in new - old}
     gone = {_path(line) for line in old - new}
-    send = tuple(e for e in tree.entries if os.fsencode(e.path) in added) if added else ()
-    vanished = _vanished_folders(gone - added, {_path(line) for line in new})
+    names = {os.fsdecode(path) for path in added}
+    send = tuple(entry for entry in tree.entries if entry.path in names) if names else ()
+    vanished = _vanished_folders(gone - added, new)
     remove = sorted(path for path in gone if not any(up in vanished for up in _parents(path)))
     return Delta(send=send, remove=b"".join(path + b"\0" for path in (*remove, *sorted(vanished))))
 
@@ -67,11 +68,11 @@ def _parents(path: bytes) -> Iterator[bytes]:
         at = path.find(b"/", at + 1)
 
 
-def _vanished_folders(gone: set[bytes], new: set[bytes]) -> set[bytes]:
+def _vanished_folders(gone: set[bytes], lines: set[bytes]) -> set[bytes]:
     """The topmost folders that no path of the new tree lies in."""
     if not gone:
         return set()
-    kept = {folder for path in new for folder in _parents(path)}
+    kept = {folder for line in lines for folder in _parents(_path(line))}
     return {next((f for f in _parents(path) if f not in kept), b"") for path in gone} - {b""}
 
 

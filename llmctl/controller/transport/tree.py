@@ -36,10 +36,6 @@ class Entry(NamedTuple):
     sha256: str
     target: str = ""
 
-    def line(self) -> bytes:
-        """How the manifest has it."""
-        return os.fsencode(f"{self.kind} {self.sha256} {self.path}")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
@@ -47,7 +43,7 @@ class Tree:
 
     Attributes:
         entries: sorted by path.
-        manifest: the entries' lines, NUL between them; `hash` is its sha256.
+        manifest: a line `kind sha256 path` per entry, NUL between them; `hash` is its sha256.
         bytes: of all files.
         ignored: how many paths the ignore rules left out (a folder counts once), and those of them that
             lie at the top.
@@ -142,25 +138,30 @@ class _Scan:
 
     def _leaf(self, item: os.DirEntry[str], prefix: str, before: Folder, now: Folder) -> None:
         info = item.stat(follow_symlinks=False)
-        path = prefix + item.name
-        seen = [info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
-        if stat.S_ISLNK(info.st_mode):
-            self.entries.append(_link(path, item.path))
-            now[item.name] = seen
-        elif stat.S_ISREG(info.st_mode):
-            known: list[Any] = before.get(item.name) or []
-            digest = known[5] if len(known) == 6 and known[:5] == seen else _digest(item.path)
-            # A file that changed in the last two seconds may change again within the clock's tick.
-            racy = info.st_mtime_ns > self.started_ns - _RACY_NS
-            now[item.name] = seen if racy else [*seen, digest]
+        known: list[Any] | None = before.get(item.name)
+        if known and len(known) == 6 and _unchanged(known, info):
+            now[item.name] = known
             kind = "x" if info.st_mode & 0o100 else "f"
-            self.entries.append(Entry(path, kind, info.st_size, digest))
+            self.entries.append(Entry(prefix + item.name, kind, info.st_size, known[5]))
+        elif stat.S_ISREG(info.st_mode):
+            self._file(item, prefix, info, now)
+        elif stat.S_ISLNK(info.st_mode):
+            self.entries.append(_link(prefix + item.name, item.path))
         else:
             self.special += 1
 
+    def _file(self, item: os.DirEntry[str], prefix: str, info: os.stat_result, now: Folder) -> None:
+        """A file whose content must be read."""
+        digest = _digest(item.path)
+        # A file that changed in the last two seconds may change again within the clock's tick.
+        if info.st_mtime_ns <= self.started_ns - _RACY_NS:
+            now[item.name] = [*_seen(info), digest]
+        kind = "x" if info.st_mode & 0o100 else "f"
+        self.entries.append(Entry(prefix + item.name, kind, info.st_size, digest))
+
     def tree(self) -> Tree:
         entries = sorted(self.entries)
-        manifest = b"\0".join([entry.line() for entry in entries])
+        manifest = os.fsencode("\0".join([f"{e.kind} {e.sha256} {e.path}" for e in entries]))
         return Tree(
             root=self.root,
             entries=tuple(entries),
@@ -172,6 +173,21 @@ class _Scan:
             special=self.special,
             large=tuple((entry.path, entry.size) for entry in entries if entry.size > LARGE),
         )
+
+
+def _seen(info: os.stat_result) -> list[int]:
+    return [info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+
+
+def _unchanged(known: list[Any], info: os.stat_result) -> bool:
+    # The likeliest difference first, and no list made: this runs for every file of every scan.
+    return bool(
+        known[3] == info.st_ctime_ns
+        and known[2] == info.st_mtime_ns
+        and known[1] == info.st_size
+        and known[4] == info.st_ino
+        and known[0] == info.st_mode
+    )
 
 
 def _ignore_files(items: list[os.DirEntry[str]]) -> tuple[bytes | None, bytes | None]:

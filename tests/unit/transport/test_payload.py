@@ -12,7 +12,7 @@ from llmctl.controller.transport.tree import Entry, Tree
 def tree(files: dict[str, str]) -> Tree:
     """A tree value from path -> content mark."""
     entries = tuple(sorted(Entry(path, "f", 1, mark) for path, mark in files.items()))
-    manifest = b"\0".join(entry.line() for entry in entries)
+    manifest = "\0".join(f"{e.kind} {e.sha256} {e.path}" for e in entries).encode()
     return Tree(root=None, entries=entries, manifest=manifest, hash="", bytes=0)  # type: ignore[arg-type]
 
 
