@@ -4,30 +4,35 @@ from __future__ import annotations
 
 DDP = '''
 """An ordinary torchrun script: env:// rendezvous, DDP, rank-0 printing."""
-import os, sys, argparse
+import argparse, os, sys
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=3)
-parser.add_argument("--fail-rank", type=int, default=-1)
-args = parser.parse_args()
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--fail-rank", type=int, default=-1)
+    args = parser.parse_args()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    model = DDP(torch.nn.Linear(4, 1))
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(args.steps):
+        x = torch.full((2, 4), float(rank + 1))
+        loss = model(x).pow(2).mean()
+        opt.zero_grad(); loss.backward(); opt.step()
+        if rank == args.fail_rank and step == 1:
+            raise RuntimeError(f"rank {rank} has had enough")
+        print(f"step {step} rank {rank}/{world} loss {loss.item():.4f}", flush=True)
+    if rank == 0:
+        torch.save(model.module.state_dict(), "model.pt")
+        print("saved in", os.getcwd(), "local", os.environ["LOCAL_RANK"], flush=True)
+
 dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
-torch.manual_seed(0)
-model = DDP(torch.nn.Linear(4, 1))
-opt = torch.optim.SGD(model.parameters(), 0.1)
-for step in range(args.steps):
-    x = torch.full((2, 4), float(rank + 1))
-    loss = model(x).pow(2).mean()
-    opt.zero_grad(); loss.backward(); opt.step()
-    if rank == args.fail_rank and step == 1:
-        raise RuntimeError(f"rank {rank} has had enough")
-    print(f"step {step} rank {rank}/{world} loss {loss.item():.4f}", flush=True)
-if rank == 0:
-    torch.save(model.module.state_dict(), "model.pt")
-    print("saved in", os.getcwd(), "local", os.environ["LOCAL_RANK"], flush=True)
+main()
 dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # torch 2.13 with gloo now and then aborts in the interpreter's own exit, by hand as well
 '''
 
 SLEEPER = '''
