@@ -215,7 +215,13 @@ class RunFile:
 
 @dataclass(frozen=True)
 class FilesReply:
-    """stdout of `files`: what can be pulled of one run from this host, sorted by path."""
+    """stdout of `files`: what can be pulled of one run from this host, sorted by path.
+
+    Attributes:
+        checkpoint_root: folder that `checkpoints/...` paths lie in instead, where the job names one that is
+            a folder on this host; empty: the run directory.
+    """
 
     run_id: str
     files: tuple[RunFile, ...] = ()
+    checkpoint_root: str = ""

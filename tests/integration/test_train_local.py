@@ -37,6 +37,25 @@ def test_an_unmodified_torchrun_script_runs_over_two_hosts(cluster: Cluster) -> 
     assert not cluster.processes(pulled.name)
 
 
+@pytest.mark.torch
+def test_checkpoints_in_a_shared_folder_are_written_once_and_pulled_on_request(cluster: Cluster) -> None:
+    """`checkpoint.uri` names a folder that both hosts see: one copy there, none in the run directories."""
+    text = cluster.folder / "text"
+    text.mkdir()
+    (text / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 400)
+    cluster.run("data", "shard", "text", "shards", "--workers", "1")
+    model = {"size": "tiny", "layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn_dim": 64}
+    small = {"model": model, "steps": 4, "global_batch": 4, "micro_batch": 2, "sequence_length": 32}
+    cluster.write_job(data={"uri": "shards"}, recipe=small, checkpoint={"uri": "kept", "every": 2, "keep": 1})
+    cluster.run("train")
+    assert [path.name for path in (cluster.folder / "kept").glob("step-*")] == ["step-00000004"]
+    (pulled,) = (cluster.folder / "llmctl-runs").iterdir()
+    assert not (cluster.run_dir("a", pulled.name) / "checkpoints").exists()
+    assert not (pulled / "checkpoints").exists()
+    assert cluster.json("pull")["checkpoints"] == ["step-00000004"]
+    assert (pulled / "checkpoints/step-00000004/COMMIT.json").exists()
+
+
 def test_detach_status_logs_stop(cluster: Cluster) -> None:
     """`-d` prints the id alone; another shell sees the run, its lines, and ends it without a trace."""
     cluster.write_script(scripts.SLEEPER, **DIRECT)

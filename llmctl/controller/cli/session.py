@@ -65,7 +65,8 @@ class Session:
         """Connections to these hosts; closed with the session."""
         from llmctl.controller.transport.pool import Connections
 
-        made = Connections(hosts, connect_timeout_s=self.settings.connect_timeout_s)
+        jumps = self.inventory.all_hosts() if any(host.proxy_jump for host in hosts) else ()
+        made = Connections(hosts, connect_timeout_s=self.settings.connect_timeout_s, jump_hosts=jumps)
         self._connections.append(made)
         return made
 

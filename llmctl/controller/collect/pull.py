@@ -46,10 +46,11 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One host's offer: its files, the absolute folder that they lie in, and an interpreter to read them."""
+    """One host's offer: its files, the absolute folders that they and checkpoints lie in, an interpreter."""
 
     host: Host
     root: str
+    checkpoint_root: str
     python: str
     files: tuple[RunFile, ...]
 
@@ -81,7 +82,13 @@ def pull_run(
         reply: FilesReply = client.files(run_id)
         spec = status.nodes[0].spec
         root = HostLayout(spec.workdir).run(run_id).root
-        return Source(host=host, root=root, python=spec.launch.python, files=reply.files)
+        return Source(
+            host=host,
+            root=root,
+            checkpoint_root=reply.checkpoint_root or f"{root}/checkpoints",
+            python=spec.launch.python,
+            files=reply.files,
+        )
 
     offers = connections.each(hosts, offer)
     sources = [value for value in offers.values() if isinstance(value, Source)]
@@ -166,7 +173,7 @@ def _pull_checkpoint(
         return PullResult(files=0, bytes=0)
     part.mkdir(parents=True, exist_ok=True)
     transport = connections.get(source.host.name)
-    root = f"{source.root}/{CHECKPOINTS}{name}"
+    root = f"{source.checkpoint_root}/{name}"
     marker = next(f for f in source.files if f.path == f"{CHECKPOINTS}{name}/{COMMIT_MARKER}")
     first = pull(
         transport, root, [PullItem(path=COMMIT_MARKER, size=marker.size)], part, python=source.python
