@@ -26,7 +26,7 @@ class Session:
     def __init__(self, **flags: Any) -> None:
         self.settings: Settings = load_settings(flags, environ=os.environ, cwd=Path.cwd())
         self.screen = Screen(color=self.settings.color, json_output=self.settings.output == "json")
-        self._connections: list[Connections] = []
+        self._connections: dict[tuple[Host, ...], Connections] = {}
 
     @property
     def json(self) -> bool:
@@ -62,13 +62,15 @@ class Session:
         return Path(self.settings.state_dir) / "cache"
 
     def connect(self, hosts: Sequence[Host]) -> Connections:
-        """Connections to these hosts; closed with the session."""
+        """Connections to these hosts, the same ones each time; closed with the session."""
         from llmctl.controller.transport.pool import Connections
 
-        jumps = self.inventory.all_hosts() if any(host.proxy_jump for host in hosts) else ()
-        made = Connections(hosts, connect_timeout_s=self.settings.connect_timeout_s, jump_hosts=jumps)
-        self._connections.append(made)
-        return made
+        key = tuple(hosts)
+        if key not in self._connections:
+            jumps = self.inventory.all_hosts() if any(host.proxy_jump for host in hosts) else ()
+            timeout_s = self.settings.connect_timeout_s
+            self._connections[key] = Connections(hosts, connect_timeout_s=timeout_s, jump_hosts=jumps)
+        return self._connections[key]
 
     def locate(self, key: str | None) -> Located:
         """The run that the user means; see `collect.locate`."""
@@ -112,7 +114,7 @@ class Session:
 
     def close(self) -> None:
         """End all connections; jobs on the hosts have sessions of their own and live on."""
-        for connections in self._connections:
+        for connections in self._connections.values():
             connections.close()
         if "ledger" in self.__dict__:
             self.ledger.close()

@@ -12,6 +12,7 @@ from llmctl.controller.cli.options import HostsOption, OutputOption, RunArgument
 if TYPE_CHECKING:
     from llmctl.controller.cli.session import Session
     from llmctl.controller.collect.view import RunView
+    from llmctl.controller.config.types import Host
     from llmctl.controller.ledger.records import RunRecord
     from llmctl.errors import LlmctlError
 
@@ -89,24 +90,21 @@ def _rows(
 ) -> tuple[list[RunView | RunRecord], list[LlmctlError]]:
     """Ended runs as the ledger has them; the others as their hosts say now. Newest first."""
     records = list(session.ledger.list(number))
-    if not records or everything:
-        views, errors = _from_inventory(session, required=everything or not records)
-        known = {view.run_id for view in views}
-        rows = [*views, *(_live_row(session, record) for record in records if record.run_id not in known)]
-    else:
-        errors = []
-        rows = [_live_row(session, record) for record in records]
+    views, errors = ([], []) if records and not everything else _from_inventory(session)
+    known = {view.run_id for view in views}
+    rows = [*views, *_from_ledger(session, [r for r in records if r.run_id not in known])]
     return sorted(rows, key=lambda row: row.created_at, reverse=True)[:number], errors
 
 
-def _from_inventory(session: Session, *, required: bool) -> tuple[list[RunView], list[LlmctlError]]:
+def _from_inventory(session: Session) -> tuple[list[RunView], list[LlmctlError]]:
+    """Every run that the hosts file's hosts know; without a hosts file there are none."""
     from llmctl.controller.collect.status import all_runs
     from llmctl.errors import ConfigError
 
     try:
         hosts = session.inventory.all_hosts()
     except ConfigError:
-        if required and session.settings.hosts is not None:
+        if session.settings.hosts is not None:
             raise
         return [], []
     views, errors = all_runs(session.connect(hosts), hosts, session.archive)
@@ -116,24 +114,44 @@ def _from_inventory(session: Session, *, required: bool) -> tuple[list[RunView],
     return views, errors
 
 
-def _live_row(session: Session, record: RunRecord) -> RunView | RunRecord:
-    """The hosts' word where the run had not ended; what the ledger last saw where none can be asked."""
-    if record.state.ended or not record.hosts:
-        return _view_of(record) or record
+def _from_ledger(session: Session, records: list[RunRecord]) -> list[RunView | RunRecord]:
+    """Rows of known runs; all hosts of those that go on are asked at once."""
+    rows: list[RunView | RunRecord] = []
+    open_records = [record for record in records if not record.state.ended and record.hosts]
+    rows += [_view_of(r) or r for r in records if r not in open_records]
+    if not open_records:
+        return rows
+    from llmctl.controller.collect.locate import host_of
+    from llmctl.controller.collect.status import ask_groups
+
+    groups: dict[tuple[Host, ...], list[RunRecord]] = {}
+    for record in open_records:
+        groups.setdefault(tuple(host_of(host) for host in record.hosts), []).append(record)
+    told = ask_groups(list(groups), session.connect, session.archive)
+    for hosts, members in groups.items():
+        views, errors = told[hosts]
+        for record in members:
+            rows.append(_row(session, record, hosts, views.get(record.run_id), errors))
+    return rows
+
+
+def _row(
+    session: Session,
+    record: RunRecord,
+    hosts: tuple[Host, ...],
+    view: RunView | None,
+    errors: list[LlmctlError],
+) -> RunView | RunRecord:
+    """The hosts' word; where none could be asked, what was last seen, under the state that this is."""
     from dataclasses import replace
 
-    from llmctl.controller.collect.locate import host_of
-    from llmctl.controller.collect.status import run_view
-    from llmctl.errors import LlmctlError
     from llmctl.wire.states import RunState
 
-    hosts = [host_of(host) for host in record.hosts]
-    try:
-        view = run_view(session.connect(hosts), hosts, session.archive, record.run_id)
-    except LlmctlError as error:
-        return replace(record, state=RunState.LOST_CONTACT, reason=f"{error.line()}")
-    session.remember(view, hosts)
-    return view
+    if view is not None:
+        session.remember(view, hosts)
+        return view
+    reason = errors[0].line() if errors else "its hosts have no such run: it was never started, or removed"
+    return replace(record, state=RunState.LOST_CONTACT, reason=reason)
 
 
 def _one(session: Session, key: str, *, watch: bool, ask: bool) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from llmctl.controller.backends.agent import AgentClient
 from llmctl.controller.backends.archive import AgentArchive
@@ -14,6 +15,7 @@ from llmctl.errors import HostErrors, LlmctlError, NotFoundError
 from llmctl.wire.records import StatusReply
 
 DEADLINE_S = 15.0
+MOST_GROUPS = 16
 
 
 def run_view(connections: Connections, hosts: Sequence[Host], archive: AgentArchive, run_id: str) -> RunView:
@@ -80,6 +82,23 @@ def all_runs(
             runs.setdefault(status.spec.run_id, {})[name] = answer
     views = [merge(run_id, _complete(answers, done, now), now) for run_id, answers in runs.items()]
     return sorted(views, key=lambda view: view.created_at, reverse=True), errors
+
+
+def ask_groups(
+    groups: Sequence[tuple[Host, ...]],
+    connect: Callable[[Sequence[Host]], Connections],
+    archive: AgentArchive,
+) -> dict[tuple[Host, ...], tuple[dict[str, RunView], list[LlmctlError]]]:
+    """`all_runs` of several groups of hosts at once: an unreachable host delays no other group."""
+    if not groups:
+        return {}
+
+    def one(hosts: tuple[Host, ...]) -> tuple[dict[str, RunView], list[LlmctlError]]:
+        views, errors = all_runs(connect(hosts), hosts, archive)
+        return {view.run_id: view for view in views}, errors
+
+    with ThreadPoolExecutor(min(len(groups), MOST_GROUPS)) as threads:
+        return dict(zip(groups, threads.map(one, groups), strict=True))
 
 
 def _complete(
