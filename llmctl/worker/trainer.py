@@ -202,8 +202,13 @@ def _introduce(
     metrics.note(
         f"{recipe.model.size}: {size} parameters, {session.world} ranks on {session.device.type}, "
         f"batch {recipe.global_batch} x {recipe.sequence_length} tokens, "
-        f"{precision.name} ({precision.reason}), {torch.get_num_threads()} threads per rank"
+        f"{precision.name} ({precision.reason}), {_threads()} per rank"
     )
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def _find_resume(spec: NodeSpec, recipe: RecipeSpec, session: Session, place: Place) -> Found | None:

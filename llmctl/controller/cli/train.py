@@ -133,6 +133,7 @@ def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pul
     if dry_run:
         _show_plan(session, plan)
         return Outcome(code=0)
+    session.screen.headline(plan.run_id, plan.summary)
     _start(session, config, plan, connections, stages)
     if detach:
         return Outcome(code=_detached(session, plan))
@@ -235,7 +236,7 @@ def _start(session: Session, config: RunConfig, plan: Plan, connections: Connect
         start(plan, config, connections, session.archive)
         over = f" over {node.launch.interface}" if node.launch.interface else ""
         master = f"master {plan.master_addr}:{plan.master_port}{over}"
-        stage.text = f"{plan.run_id} · {plan.summary} · attempt {plan.attempt} · {master}"
+        stage.text = f"attempt {plan.attempt} · {master}"
 
 
 def _detached(session: Session, plan: Plan) -> int:

@@ -45,6 +45,10 @@ class Screen:
         """A line for people, on stderr; text is taken as it is, without markup."""
         self.err.print(escape(text), style=style)
 
+    def headline(self, name: str, text: str) -> None:
+        """What this is about: a name and its facts, on stderr."""
+        self.err.print(f"[bold]{escape(name)}[/]  {escape(text)}")
+
     def warn(self, text: str) -> None:
         """A line that deserves a look."""
         self.err.print(f"[yellow]![/] {escape(text)}")
