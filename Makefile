@@ -39,8 +39,10 @@ lint: $(DEV_STAMP) ## style, types, import rules, Python 3.9 of what travels, ge
 docs: $(DEV_STAMP) ## write the generated reference pages again
 	$(PY) docs/generate.py
 
-bench: $(DEV_STAMP) ## side-by-side measurements against peers; want an idle machine
-	$(PY) -m pytest tests/bench $(ARGS)
+bench: $(DEV_STAMP) ## side-by-side measurements against peers; as root, on an idle machine
+	@for script in tests/bench/bench_*.py; do \
+	    echo "## $$script"; $(PY) -m tests.bench.$$(basename $$script .py); echo; \
+	done
 
 wheel: $(DEV_STAMP) ## build dist/*.whl
 	$(PIP) wheel --no-deps --wheel-dir dist .

@@ -98,7 +98,6 @@ def _rows(
 
 def _from_inventory(session: Session) -> tuple[list[RunView], list[LlmctlError]]:
     """Every run that the hosts file's hosts know; without a hosts file there are none."""
-    from llmctl.controller.collect.status import all_runs
     from llmctl.errors import ConfigError
 
     try:
@@ -107,6 +106,8 @@ def _from_inventory(session: Session) -> tuple[list[RunView], list[LlmctlError]]
         if session.settings.hosts is not None:
             raise
         return [], []
+    from llmctl.controller.collect.status import all_runs
+
     views, errors = all_runs(session.connect(hosts), hosts, session.archive)
     by_name = {host.name: host for host in hosts}
     for view in views:

@@ -179,7 +179,14 @@ def _prepare(
     from llmctl.controller.ui.summaries import code_line, hosts_line, tree_warnings
 
     with stages.stage("hosts", "connecting, checking and pushing") as stage:
-        prepared = prepare(config, connections, session.archive, cache=session.cache, push=push)
+        prepared = prepare(
+            config,
+            connections,
+            session.archive,
+            cache=session.cache,
+            push=push,
+            progress=lambda count: stage.add_bytes("", count),
+        )
         stage.text = hosts_line(config.hosts, prepared.facts)
     if prepared.tree is not None:
         for line in tree_warnings(prepared.tree):

@@ -6,6 +6,7 @@ Nothing is started here, and one unfit host ends the whole preparation with ever
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,11 +55,12 @@ def prepare(
     *,
     cache: Path,
     push: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> Prepared:
     """Facts of every host, with code and agent pushed (unless `push` is False: a dry run).
 
     The tree is scanned while the hosts are being connected. `cache` is a folder of ours for the stat
-    cache and for what was last pushed where.
+    cache and for what was last pushed where. `progress` is told bytes as they are sent, from several threads.
 
     Raises:
         HostErrors: at least one host is unreachable, untrusted, unfit, or could not be pushed to.
@@ -68,9 +70,10 @@ def prepare(
     with _pushing(config, cache) as sending:
 
         def one(host: Host) -> Ready:
-            return _prepare_host(
-                host, config, connections, archive, target, sending if push else None, push=push
-            )
+            facts = _fit(host, config, connections, archive, target)
+            if not push:
+                return Ready(facts=facts, pushed=None)
+            return _send(host, facts, connections, archive, sending, progress)
 
         results = connections.each(config.hosts, one)
         tree = sending.tree if sending else None
@@ -108,27 +111,34 @@ def _pushing(config: RunConfig, cache: Path) -> AbstractContextManager[Push | No
     return Push(lambda: scan(root, cache_dir=cache), PushMemory(cache))
 
 
-def _prepare_host(
-    host: Host,
-    config: RunConfig,
-    connections: Connections,
-    archive: AgentArchive,
-    target: str,
-    sending: Push | None,
-    *,
-    push: bool,
-) -> Ready:
+def _fit(
+    host: Host, config: RunConfig, connections: Connections, archive: AgentArchive, target: str
+) -> HostFacts:
+    """The host's facts; raises PreflightError with the first reason against the job."""
     data = manifest_path(config.job)
     facts = facts_of(host, connections, agent=archive.hash, target=target, data=data)
     found = job_problems(host, facts, config.job)
     if found:
         first = found[0]
         raise PreflightError(first.message, host=host.name, stage="check", hint=first.hint)
+    return facts
+
+
+def _send(
+    host: Host,
+    facts: HostFacts,
+    connections: Connections,
+    archive: AgentArchive,
+    sending: Push | None,
+    progress: Callable[[int], None] | None,
+) -> Ready:
+    """Agent and code onto one host."""
     transport = connections.get(host.name)
-    if push and not facts.agent_ready:
+    if not facts.agent_ready:
         dest = HostLayout(facts.workdir).agent(archive.hash)
         push_file(transport, archive.data, dest, deadline_s=AGENT_DEADLINE_S)
     if sending is None:
         return Ready(facts=facts, pushed=None)
     python = facts.python.executable if facts.python else host.python
-    return Ready(facts=facts, pushed=sending.to(transport, workdir=facts.workdir, python=python))
+    pushed = sending.to(transport, workdir=facts.workdir, python=python, progress=progress)
+    return Ready(facts=facts, pushed=pushed)
