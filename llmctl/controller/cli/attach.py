@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmctl.controller.cli.options import HostsOption, OutputOption, RunArgument, checked_output
+
+if TYPE_CHECKING:
+    from llmctl.controller.collect.locate import Located
 
 EPILOG = "Example:\n\n    llmctl attach demo-7f3a\n\nCtrl-C detaches again; the run goes on."
 TAIL_LINES = 20
@@ -18,7 +21,10 @@ def register(app: typer.Typer) -> None:
 
 def attach(
     run: RunArgument = None,
-    logs: Annotated[bool, typer.Option("--logs/--no-logs", help="Show the ranks' output too.")] = False,
+    logs: Annotated[
+        bool | None,
+        typer.Option("--logs/--no-logs", help="Show the ranks' output; else only for scripts."),
+    ] = None,
     hosts: HostsOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -34,8 +40,9 @@ def attach(
         located = session.locate(run)
         connections = session.connect(located.hosts)
         total = located.record.total if located.record else None
-        display = TrainingView(session.screen, total=total, logs=logs)
-        request = FollowRequest(logs=logs, tail=TAIL_LINES)
+        shown = _is_script(located) if logs is None else logs
+        display = TrainingView(session.screen, total=total, logs=shown)
+        request = FollowRequest(logs=shown, tail=TAIL_LINES)
         try:
             view = follow_to_end(session, connections, located, display, request)
         except KeyboardInterrupt:
@@ -44,3 +51,9 @@ def attach(
     finally:
         session.close()
     raise typer.Exit(code)
+
+
+def _is_script(located: Located) -> bool:
+    """A script of the user's may write no metrics: its output is all there is. Unknown counts as one."""
+    job = located.record.job if located.record else {}
+    return not job or "script" in job.get("train", {})

@@ -134,7 +134,10 @@ def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pul
         _show_plan(session, plan)
         return Outcome(code=0)
     session.screen.headline(plan.run_id, plan.summary)
-    _start(session, config, plan, connections, stages)
+    try:
+        _start(session, config, plan, connections, stages)
+    except KeyboardInterrupt:
+        return Outcome(code=_interrupted(session, plan))
     if detach:
         return Outcome(code=_detached(session, plan))
     return _follow(session, config, plan, connections, stages, pull=pull)
@@ -244,6 +247,15 @@ def _start(session: Session, config: RunConfig, plan: Plan, connections: Connect
         over = f" over {node.launch.interface}" if node.launch.interface else ""
         master = f"master {plan.master_addr}:{plan.master_port}{over}"
         stage.text = f"attempt {plan.attempt} · {master}"
+
+
+def _interrupted(session: Session, plan: Plan) -> int:
+    """Ctrl-C while the agents are being started: some may run already."""
+    from llmctl.wire.exitcodes import ExitCode
+
+    session.screen.warn(f"interrupted while {plan.run_id} was starting; parts of it may run")
+    session.screen.say(f"llmctl status {plan.run_id} · llmctl stop {plan.run_id}")
+    return int(ExitCode.DETACHED)
 
 
 def _detached(session: Session, plan: Plan) -> int:

@@ -30,6 +30,7 @@ def wait(
     from llmctl.controller.cli.following import Silent, follow_to_end
     from llmctl.controller.cli.session import Session
     from llmctl.controller.cli.verdict import detached, show_verdict
+    from llmctl.controller.ui.stages import Stages
     from llmctl.wire.records import FollowRequest
 
     session = Session(hosts=hosts, output=checked_output(output))
@@ -38,7 +39,8 @@ def wait(
         connections = session.connect(located.hosts)
         display = Silent(located.run_id, timeout)
         try:
-            view = follow_to_end(session, connections, located, display, FollowRequest())
+            with Stages(session.screen).stage("wait", f"for {located.run_id}; Ctrl-C ends the wait only"):
+                view = follow_to_end(session, connections, located, display, FollowRequest())
         except KeyboardInterrupt:
             raise typer.Exit(detached(session, located.run_id)) from None
         code = show_verdict(session, view, kind="wait")
