@@ -156,7 +156,7 @@ def test_a_host_without_torch_is_named(cluster: Cluster) -> None:
 def test_secrets_reach_the_ranks_and_nothing_else(cluster: Cluster) -> None:
     """The value is in the rank's environment; no file of the run or of the operator holds it."""
     cluster.write_script(
-        "import os, hashlib; print(hashlib.sha256(os.environ['HF_TOKEN'].encode()).hexdigest())",
+        "import os, hashlib; t = os.environ['HF_TOKEN']; print(hashlib.sha256(t.encode()).hexdigest())",
         env={"secrets": ["HF_TOKEN"]},
         **DIRECT,
     )
@@ -167,6 +167,17 @@ def test_secrets_reach_the_ranks_and_nothing_else(cluster: Cluster) -> None:
     assert not [path for path in files if secret.encode() in path.read_bytes()]
     logs = cluster.run("logs").stdout
     assert hashlib.sha256(secret.encode()).hexdigest() in logs
+
+
+def test_a_secret_that_the_job_prints_is_masked_in_the_display(cluster: Cluster) -> None:
+    """The job's own log is the job's affair; what `train` shows, the last words of a failure too, is ours."""
+    text = "import os, sys; print('token', os.environ['HF_TOKEN']); sys.exit('bad ' + os.environ['HF_TOKEN'])"
+    cluster.write_script(text, env={"secrets": ["HF_TOKEN"]}, **DIRECT)
+    secret = "hf_abcdefgh12345678"  # noqa: S105 - looked for in what is shown
+    done = cluster.run("train", expect=100, env={"HF_TOKEN": secret})
+    assert secret not in done.stdout + done.stderr
+    assert "token ***" in done.stderr
+    assert "bad ***" in done.stdout
 
 
 def test_dry_run_prints_the_plan_and_starts_nothing(cluster: Cluster) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +28,10 @@ def make_console(*, stderr: bool, color: str = "auto") -> Console:
     )
 
 
+SHORTEST_SECRET = 6
+"""A shorter value would be found inside ordinary words; masking those would only confuse."""
+
+
 class Screen:
     """What a verb prints with: `say` for people, `result` for stdout, `document` for machines."""
 
@@ -35,6 +39,17 @@ class Screen:
         self.err = make_console(stderr=True, color=color)
         self.out = make_console(stderr=False, color=color)
         self.json_output = json_output
+        self._hidden: tuple[str, ...] = ()
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Show `***` instead of these values from now on, also where a job prints one itself."""
+        self._hidden = tuple(value for value in secrets if len(value) >= SHORTEST_SECRET)
+
+    def clean(self, text: str) -> str:
+        """`text` as it may be shown."""
+        for value in self._hidden:
+            text = text.replace(value, "***")
+        return text
 
     @property
     def live(self) -> bool:
@@ -43,7 +58,7 @@ class Screen:
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """A line for people, on stderr; text is taken as it is, without markup."""
-        self.err.print(escape(text), style=style)
+        self.err.print(escape(self.clean(text)), style=style)
 
     def headline(self, name: str, text: str) -> None:
         """What this is about: a name and its facts, on stderr."""
@@ -51,16 +66,17 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """A line that deserves a look."""
+        text = self.clean(text)
         self.err.print(f"[yellow]![/] {escape(text)}")
 
     def result(self, text: str) -> None:
         """A line of the command's result, on stdout."""
-        self.out.print(escape(text))
+        self.out.print(escape(self.clean(text)))
 
     def document(self, kind: str, body: Mapping[str, Any]) -> None:
         """The command's whole result as one JSON document on stdout, and nothing else there."""
         payload = {"schema": codec.SCHEMA, "kind": kind, **codec.encode(dict(body))}
-        sys.stdout.write(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(self.clean(json.dumps(payload, indent=2, ensure_ascii=False)) + "\n")
         sys.stdout.flush()
 
     def error(self, error: LlmctlError, exit_code: int) -> None:

@@ -107,7 +107,7 @@ class TrainingView:
 
     def _write(self, markup: str) -> None:
         console = self._bar.console if self._bar else self._screen.err
-        console.print(markup, soft_wrap=True)
+        console.print(self._screen.clean(markup), soft_wrap=True)
 
 
 def summary(line: dict[str, Any], total: int | None) -> str:
