@@ -143,7 +143,7 @@ def test_secrets_reach_the_ranks_and_nothing_else(this_host: AgentHost) -> None:
     this_host.start(this_host.spec(RUN, ok, secret_names=("HF_TOKEN",)), HF_TOKEN=secret)
     until(lambda: this_host.log(RUN, 0) and this_host.log(RUN, 1))
     assert this_host.log(RUN, 0) == f"{len(secret)}\n"
-    assert this_host.status(RUN).state is NodeState.RUNNING
+    until(lambda: this_host.status(RUN).state is NodeState.RUNNING)
     needle = secret.encode()
     for path in Path(this_host.layout.workdir).rglob("*"):
         assert not path.is_file() or needle not in path.read_bytes(), path
