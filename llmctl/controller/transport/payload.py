@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,14 +41,45 @@ def delta(base: bytes, tree: Tree) -> Delta:
     """Compare two manifests; `base` is empty for nothing at all."""
     if not base:
         return Delta(send=tree.entries, remove=b"")
-    old, new = _lines(base), _lines(tree.manifest)
+    old, new = _differing(base, tree.manifest)
     added = {_path(line) for line in new - old}
     gone = {_path(line) for line in old - new}
-    names = {os.fsdecode(path) for path in added}
-    send = tuple(entry for entry in tree.entries if entry.path in names) if names else ()
-    vanished = _vanished_folders(gone - added, new)
+    send = tuple(sorted(tree.entry(line) for line in new - old))
+    vanished = _vanished_folders(gone - added, tree.manifest)
     remove = sorted(path for path in gone if not any(up in vanished for up in _parents(path)))
     return Delta(send=send, remove=b"".join(path + b"\0" for path in (*remove, *sorted(vanished))))
+
+
+def _differing(old: bytes, new: bytes) -> tuple[set[bytes], set[bytes]]:
+    """The lines of both, less those that are equal at the start and at the end: mostly nearly all."""
+    start = old.rfind(b"\0", 0, _equal_start(old, new)) + 1
+    old, new = old[start:], new[start:]
+    end = old.find(b"\0", len(old) - _equal_end(old, new))
+    if end >= 0:
+        old, new = old[:end], new[: len(new) - (len(old) - end)]
+    return _lines(old), _lines(new)
+
+
+def _equal_start(one: bytes, other: bytes) -> int:
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _equal_end(one: bytes, other: bytes) -> int:
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[len(one) - middle : len(one) - low] == other[len(other) - middle : len(other) - low]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _lines(manifest: bytes) -> set[bytes]:
@@ -68,11 +98,11 @@ def _parents(path: bytes) -> Iterator[bytes]:
         at = path.find(b"/", at + 1)
 
 
-def _vanished_folders(gone: set[bytes], lines: set[bytes]) -> set[bytes]:
+def _vanished_folders(gone: set[bytes], manifest: bytes) -> set[bytes]:
     """The topmost folders that no path of the new tree lies in."""
     if not gone:
         return set()
-    kept = {folder for line in lines for folder in _parents(_path(line))}
+    kept = {folder for line in _lines(manifest) for folder in _parents(_path(line))}
     return {next((f for f in _parents(path) if f not in kept), b"") for path in gone} - {b""}
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path, PurePosixPath
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.controller.transport.payload import delta
-from llmctl.controller.transport.tree import Entry, Tree
+from llmctl.controller.transport.tree import Tree
+from llmctl.controller.transport.treecache import SUBFOLDER, Folder, Records
 
 
 def tree(files: dict[str, str]) -> Tree:
     """A tree value from path -> content mark."""
-    entries = tuple(sorted(Entry(path, "f", 1, mark) for path, mark in files.items()))
-    manifest = "\0".join(f"{e.kind} {e.sha256} {e.path}" for e in entries).encode()
-    return Tree(root=None, entries=entries, manifest=manifest, hash="", bytes=0)  # type: ignore[arg-type]
+    found: dict[str, Records] = {"": {}}
+    for path, mark in files.items():
+        for folder in PurePosixPath(path).parents[-2::-1]:
+            up = "" if "/" not in str(folder) else f"{folder.parent}/"
+            found[up][f"{folder.name}/"] = SUBFOLDER
+            found.setdefault(f"{folder}/", {})
+        prefix, slash, name = path.rpartition("/")
+        found[prefix + slash][name] = (0, 0, 1, 0, 0, "f", mark, "")
+    return Tree.of(Path(), {prefix: Folder.of(prefix, "", records) for prefix, records in found.items()})
 
 
 def removed(old: dict[str, str], new: dict[str, str]) -> list[str]:

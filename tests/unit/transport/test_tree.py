@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from llmctl.controller.transport.tree import Tree, scan
+from llmctl.controller.transport.treecache import Record, TreeCache
 from llmctl.errors import ConfigError
 
 
@@ -85,35 +88,82 @@ def test_same_size_and_mtime_but_other_content(root: Path, cache: Path) -> None:
     assert scan(root, cache_dir=cache).hash != before
 
 
-def test_warm_scan_reads_no_file(root: Path, cache: Path) -> None:
-    """An unchanged file's content is taken from the cache: what the cache says is believed."""
+def remembered(root: Path, cache: Path, path: str) -> Record:
+    """What the cache says of a file that is directly in a folder of the root, or in the root."""
+    prefix, slash, name = path.rpartition("/")
+    folder = TreeCache.load(cache, root)._before[prefix + slash]
+    return cast(Record, folder.records[name])
+
+
+def test_warm_scan_reads_no_file(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unchanged tree is known without opening one of its files."""
     settle(root)
     before = scan(root, cache_dir=cache)
-    (lines,) = (cache / "scans").iterdir()
-    forged = lines.read_text().replace(before.entries[1].sha256, "0" * 64)
-    lines.write_text(forged)
-    assert scan(root, cache_dir=cache).entries[1].sha256 == "0" * 64
+    monkeypatch.setattr("llmctl.controller.transport.treewalk._digest", None)
+    assert scan(root, cache_dir=cache).hash == before.hash
+    assert remembered(root, cache, "pkg/a.py")[6] == before.entries[1].sha256
 
 
 def test_fresh_files_are_read_again(root: Path, cache: Path) -> None:
     """A file written less than two seconds before the scan is not trusted by its stat data next time."""
     scan(root, cache_dir=cache)
-    (lines,) = (cache / "scans").iterdir()
-    assert scan(root, cache_dir=cache).entries[1].sha256 not in lines.read_text()
+    assert remembered(root, cache, "pkg/a.py")[0] == -1
+    settle(root)
+    scan(root, cache_dir=cache)
+    assert remembered(root, cache, "pkg/a.py")[0] == (root / "pkg/a.py").stat().st_ctime_ns
 
 
-def test_one_change_appends_one_line(root: Path, cache: Path) -> None:
-    """A changed file costs one line of the cache, and a torn line costs nothing but time."""
+def test_one_change_appends_one_folder(root: Path, cache: Path) -> None:
+    """A changed file costs its folder's frame; an unchanged tree writes nothing."""
+    settle(root)
+    scan(root, cache_dir=cache)
+    (file,) = (cache / "scans").iterdir()
+    before = file.read_bytes()
+    scan(root, cache_dir=cache)
+    assert file.read_bytes() == before
+    (root / "pkg/a.py").write_text("a = 22\n")
+    scan(root, cache_dir=cache)
+    assert file.read_bytes().startswith(before)
+    assert file.read_bytes()[len(before) :].count(b"run.sh") == 0
+
+
+def test_torn_cache_costs_only_time(root: Path, cache: Path) -> None:
+    """Cut anywhere, or with a byte changed, it gives the same tree."""
     settle(root)
     before = scan(root, cache_dir=cache)
-    (lines,) = (cache / "scans").iterdir()
-    size = len(lines.read_text().splitlines())
-    (root / "run.sh").write_text("#!/bin/bash\n")
-    after = scan(root, cache_dir=cache)
-    assert len(lines.read_text().splitlines()) == size + 1
-    with lines.open("a") as file:
-        file.write('\n[1,"pkg/",')
-    assert scan(root, cache_dir=cache).hash == after.hash != before.hash
+    (file,) = (cache / "scans").iterdir()
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 7):
+        file.write_bytes(whole[:at])
+        assert scan(root, cache_dir=cache).hash == before.hash
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert scan(root, cache_dir=cache).hash == before.hash
+
+
+def test_cached_folder_becomes_file_and_back(root: Path, cache: Path, tmp_path: Path) -> None:
+    """Files, folders and links may change places between two scans."""
+    settle(root)
+    scan(root, cache_dir=cache)
+    for script in (
+        "mv pkg moved; echo x >pkg",
+        "rm pkg; ln -s moved pkg",
+        "rm pkg; mv moved pkg",
+        "rm pkg/a.py; mkdir run.d; mv run.sh run.d",
+    ):
+        subprocess.run(["sh", "-ec", script], cwd=root, check=True)
+        settle(root)
+        warm = scan(root, cache_dir=cache)
+        assert warm.manifest == scan(root, cache_dir=tmp_path / script[:8]).manifest
+
+
+def test_order_is_by_path(root: Path, cache: Path) -> None:
+    """A folder's files come where their paths sort, among names that begin like the folder's."""
+    for name in ("pkg.txt", "pkg-x", "pkg0", "pkg/b/c", "pkg/b.c", "pkg/b-", "Z", "é/a", "é.a"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x")
+    paths = [entry.path for entry in scan(root, cache_dir=cache).entries]
+    assert paths == sorted(paths)
+    assert len(paths) == 12
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../outside", "pkg/../../outside"])
