@@ -20,6 +20,7 @@ _RECORD = 20 * _BLOCK
 """GNU tar reads whole records: a shorter end would break the pipe of what unpacks before it."""
 
 _CHUNK = 1 << 20
+_MAGIC = b"ustar  \0"
 _LONG_NAME, _LONG_LINK, _FILE, _LINK = b"L", b"K", b"0", b"2"
 
 
@@ -43,20 +44,23 @@ def _member(root: Path, entry: Entry) -> Iterator[bytes]:
     if entry.kind == "l":
         yield from _headers(name, mode=0o777, size=0, mtime=0, link=os.fsencode(entry.target))
         return
-    with os.fdopen(_open(root, entry), "rb", buffering=0) as file:
-        info = os.fstat(file.fileno())
+    handle = _open(root, entry)
+    try:
+        info = os.fstat(handle)
         if info.st_size != entry.size or not stat.S_ISREG(info.st_mode):
             raise _changed(entry)
         mode = 0o700 if entry.kind == "x" else 0o600
         yield from _headers(name, mode=mode, size=entry.size, mtime=int(info.st_mtime))
         digest, left = hashlib.sha256(), entry.size
         while left:
-            data = file.read(min(left, _CHUNK))
+            data = os.read(handle, min(left, _CHUNK))
             if not data:
                 raise _changed(entry)
             digest.update(data)
             left -= len(data)
             yield data
+    finally:
+        os.close(handle)
     if digest.hexdigest() != entry.sha256:
         raise _changed(entry)
     if entry.size % _BLOCK:
@@ -95,11 +99,18 @@ def _long(kind: bytes, text: bytes) -> Iterator[bytes]:
 def _header(name: bytes, kind: bytes, *, mode: int, size: int, mtime: int, link: bytes = b"") -> bytes:
     """One 512-byte header; owner and group are left at 0, for the unpacker's own."""
     times = b"%011o\0" % max(0, min(mtime, 0o77777777777))
-    front = name.ljust(100, b"\0") + b"%07o\0%07o\0%07o\0%b%b" % (mode, 0, 0, _octal(size), times)
-    back = kind + link.ljust(100, b"\0") + b"ustar  \0"
-    back += bytes(_BLOCK - len(front) - 8 - len(back))
-    checksum = sum(front) + sum(back) + 8 * 32
-    return front + b"%06o\0 " % checksum + back
+    fields = b"%07o\0%07o\0%07o\0%b%b" % (mode, 0, 0, _octal(size), times)
+    # Zeros add nothing: the sum over what is there is the sum over the block.
+    checksum = sum(name) + sum(fields) + sum(kind) + sum(link) + sum(_MAGIC) + 8 * 32
+    front = b"%b%b%06o\0 %b%b%b" % (
+        name.ljust(100, b"\0"),
+        fields,
+        checksum,
+        kind,
+        link.ljust(100, b"\0"),
+        _MAGIC,
+    )
+    return front.ljust(_BLOCK, b"\0")
 
 
 def _octal(size: int) -> bytes:

@@ -127,14 +127,16 @@ def _target(path: str, absolute: str) -> str:
 
 
 def _digest(path: str, size: int) -> str:
+    """sha256 of the `size` bytes that stat saw; a file that grew meanwhile has other stat data next time."""
     # O_NOFOLLOW: what was a file a moment ago may have become a link.
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "changed while it was read", path)
-        digest = hashlib.sha256()
-        while data := os.read(handle, min(size + 1, _CHUNK)):
+        digest, left = hashlib.sha256(), size
+        while left > 0 and (data := os.read(handle, min(left, _CHUNK))):
             digest.update(data)
+            left -= len(data)
         return digest.hexdigest()
     finally:
         os.close(handle)
