@@ -126,11 +126,12 @@ class Push:
             talk = _Talk(stream, transport.host)
             tree = self.tree
             codec, has, trees = talk.hello()
-            base = self._choose_base(tree, has, trees)
-            change = self._delta(tree, base)
+            base, manifest = self._choose_base(tree, has, trees)
+            change = self._delta(tree, base, manifest)
             sent = self._send(talk, tree, base, change, codec, progress)
+            self._memory.keep(tree)  # while the host unpacks
             talk.finish()
-        self._memory.remember(transport.host, workdir, tree, codec)
+        self._memory.remember(transport.host, workdir, tree.hash, codec)
         return PushResult(
             tree_hash=tree.hash,
             sent_files=0 if sent is None else len(change.send),
@@ -139,15 +140,17 @@ class Push:
             already=sent is None,
         )
 
-    def _choose_base(self, tree: Tree, has: str, trees: list[str]) -> str:
-        """The tree to start from: the one being cloned, or any that the host has and we know."""
-        candidates = [tree.hash, *([has] if has else []), *trees]
-        return next((t for t in candidates if t in (has, *trees) and self._memory.manifest(t)), "")
+    def _choose_base(self, tree: Tree, has: str, trees: list[str]) -> tuple[str, bytes]:
+        """The tree to start from, and its manifest: the one being cloned, or any that both sides know."""
+        for candidate in (tree.hash, has, *trees):
+            if candidate in (has, *trees) and (manifest := self._memory.manifest(candidate)):
+                return candidate, manifest
+        return "", b""
 
-    def _delta(self, tree: Tree, base: str) -> Delta:
+    def _delta(self, tree: Tree, base: str, manifest: bytes) -> Delta:
         with self._lock:
             if base not in self._deltas:
-                self._deltas[base] = delta(self._memory.manifest(base), tree)
+                self._deltas[base] = delta(manifest, tree)
             return self._deltas[base]
 
     def _send(

@@ -44,14 +44,20 @@ class PushMemory:
             else Remembered()
         )
 
-    def remember(self, host: str, workdir: str, tree: Tree, codec: str) -> None:
+    def keep(self, tree: Tree) -> None:
+        """Have the tree's manifest at hand: without it, a tree that a host has can be no base."""
         with contextlib.suppress(OSError):
             manifest = self._manifests / tree.hash
             if not manifest.exists():
                 _write(manifest, tree.manifest)
                 self._prune()
-            text = json.dumps({"tree": tree.hash, "codec": codec})
-            if self.recall(host, workdir) != Remembered(tree=tree.hash, codec=codec):
+
+    def remember(self, host: str, workdir: str, tree_hash: str, codec: str) -> None:
+        """The host has this tree now."""
+        with contextlib.suppress(OSError):
+            known = Remembered(tree=tree_hash, codec=codec)
+            if self.recall(host, workdir) != known:
+                text = json.dumps({"tree": tree_hash, "codec": codec})
                 _write(self._host_file(host, workdir), text.encode())
 
     def manifest(self, tree_hash: str) -> bytes:

@@ -92,11 +92,11 @@ echo done
 # In (…) &: a redirected function would keep copies of our pipes, and the session would wait for it.
 afterwards() {
   trap '' HUP PIPE
+  rm -rf -- "$new"
   find . -maxdepth 1 \( -name '.new-*' -o -name '.spare-*' \) -mmin +1440 -exec rm -rf -- {} +
   [ -d ".spare-$hash" ] || { copy "$hash" && keep_spare "$hash"; }
 }
 trap - EXIT
-rm -rf -- "$new"
 (afterwards) </dev/null >/dev/null 2>&1 &
 """
 
