@@ -34,13 +34,14 @@ def test_commented_keys_are_keys(name: str, tmp_path: Path) -> None:
         text = path.read_text()
         optional = re.compile(r"^( *)# ([a-z_]+: )", re.MULTILINE)
         path.write_text(optional.sub(r"\1\2", text))
-        load(path)
+        assert load(path)
 
 
 def test_scripts_compile() -> None:
     """Python files among the templates have no syntax error."""
-    for path in template_dir().rglob("*.py"):
-        compile(path.read_text(), str(path), "exec")
+    paths = list(template_dir().rglob("*.py"))
+    assert paths
+    assert all(compile(path.read_text(), str(path), "exec") for path in paths)
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:

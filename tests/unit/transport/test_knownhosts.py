@@ -75,6 +75,8 @@ def test_known_key_passes(known: Path, keys: Keys, names: str, where: dict[str, 
     """Plain names, lists, patterns, ports and aliases find their key."""
     known.write_text(f"# mine\n\nbroken line\n{names} {keys[0].line} comment\n")
     check(target(known, **where), keys[0])  # type: ignore[arg-type]
+    with pytest.raises(HostIdentityError):
+        check(target(known, **where), keys[1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("port", [22, 2222])
