@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from llmctl.controller.transport.base import Completed, Stream, Transport
+from llmctl.controller.transport.base import READ, Completed, Stream, Transport
 from llmctl.errors import RemoteCommandError, TransferError
 
 _STALL_S = 60.0
 _CHUNK = 1 << 20
-_READ = 1 << 27
 
 Progress = Callable[[int], None]
 
@@ -128,7 +127,7 @@ def _receive(
             _write_whole(write, data)
             if progress:
                 progress(len(data))
-        data = stream.read(_READ, deadline_s=_STALL_S)
+        data = stream.read(READ, deadline_s=_STALL_S)
         if not data:
             return int(announced), got
 

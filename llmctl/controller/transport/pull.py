@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.controller.transport.base import Stream, Transport
+from llmctl.controller.transport.base import READ, Stream, Transport
 from llmctl.controller.transport.safedest import SafeFile, checked_parts, safe_file
 from llmctl.errors import IntegrityError, RemoteCommandError, TransferError
 
 STAGE = "pull"
 _STALL_S = 60.0
-_READ = 1 << 27
 _HEAD = struct.Struct(">q")
 
 Progress = Callable[[str, int], None]
@@ -167,7 +166,7 @@ class _Receiver:
     def _some(self, most: int) -> bytes:
         """At least one byte, at most `most`; the rest waits."""
         if self._at == len(self._data):
-            self._data, self._at = self._stream.read(_READ, deadline_s=_STALL_S), 0
+            self._data, self._at = self._stream.read(READ, deadline_s=_STALL_S), 0
         if not self._data:
             done = self._stream.wait(deadline_s=_STALL_S)
             reason = done.stderr_tail(1) or f"exit {done.code}"

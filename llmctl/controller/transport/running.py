@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from llmctl.controller.transport.base import Completed, Stream
+from llmctl.controller.transport.base import READ, Completed, Stream
 from llmctl.controller.transport.command import completed
 from llmctl.controller.transport.deadline import Deadline
 from llmctl.errors import LlmctlError, RemoteCommandError
@@ -13,14 +13,12 @@ from llmctl.errors import LlmctlError, RemoteCommandError
 _INLINE = 32 << 10
 """Input up to this size fits every pipe and window: no thread is needed to write it."""
 
-_READ = 1 << 27
-
 
 def run_to_end(stream: Stream, stdin: bytes | Iterable[bytes], deadline: Deadline) -> Completed:
     """All of stdin in, all of stdout out; input that the command did not want is no error."""
     feeder = _Feeder(stream, stdin, deadline)
     chunks: list[bytes] = []
-    while chunk := stream.read(_READ, deadline_s=deadline.left):
+    while chunk := stream.read(READ, deadline_s=deadline.left):
         chunks.append(chunk)
     done = stream.wait(deadline_s=deadline.left)
     feeder.finish(deadline)
