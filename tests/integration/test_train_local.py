@@ -200,3 +200,40 @@ def test_killing_an_agent_ends_its_ranks_and_fails_the_run(cluster: Cluster) -> 
     done = cluster.run("stop", run, "--grace", "1")
     assert "no process" in done.stdout
     assert not cluster.processes(run)
+
+
+def test_an_agent_archive_that_was_cut_off_is_sent_again(cluster: Cluster) -> None:
+    """An empty file under the right name must not make the host useless for ever."""
+    cluster.write_script(scripts.SLEEPER, **DIRECT)
+    run = cluster.start()
+    (archive,) = cluster.workdir("b").glob("agent/*.pyz")
+    archive.write_bytes(b"")
+    assert cluster.until_state(run, "running")
+    archive.write_bytes(b"PK")
+    cluster.run("stop", run, "--grace", "1")
+    archive.unlink()
+    assert cluster.run("train", "-d").stdout.startswith("t-")
+    cluster.run("stop", "-y", "--grace", "1")
+
+
+def test_a_failed_pull_does_not_replace_the_verdict(cluster: Cluster) -> None:
+    """`llmctl-runs` is a file here: the run's own exit code and verdict come all the same."""
+    (cluster.folder / "llmctl-runs").write_text("in the way")
+    cluster.write_script("raise SystemExit(3)", **DIRECT)
+    done = cluster.run("train", expect=100)
+    assert "exit 3" in done.stdout
+    assert "not pulled" in done.stderr
+
+
+def test_a_failed_detached_run_is_asked_again_until_all_its_nodes_have_ended(cluster: Cluster) -> None:
+    """Rank 1 fails, rank 0 sleeps on: `status` keeps telling of the node that still runs; `stop` ends it."""
+    cluster.write_script(scripts.ONE_FAILS, **DIRECT)
+    run = cluster.start()
+    cluster.until_state(run, "failed")
+    nodes = cluster.json("status", run)["run"]["nodes"]
+    assert [node["state"] for node in nodes] == ["running", "failed"]
+    cluster.run("stop", run, "--grace", "1")
+    nodes = cluster.json("status", run)["run"]["nodes"]
+    assert [node["state"] for node in nodes] == ["cancelled", "failed"]
+    assert cluster.state(run) == "failed"
+    assert not cluster.processes(run)

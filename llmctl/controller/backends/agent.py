@@ -16,7 +16,7 @@ from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.base import Completed, Stream, Transport
 from llmctl.controller.transport.files import push_file
-from llmctl.errors import LlmctlError, NotFoundError, PreflightError, RemoteCommandError
+from llmctl.errors import HostErrors, LlmctlError, NotFoundError, PreflightError, RemoteCommandError
 from llmctl.wire import codec
 from llmctl.wire.records import (
     FilesReply,
@@ -35,12 +35,13 @@ MISSING = 97
 NO_PYTHON = 127
 UNKNOWN_RUN = 3
 
-# $1 workdir, $2 interpreter, $3 agent hash, then the agent's own arguments.
+# $1 workdir, $2 interpreter, $3 agent hash, $4 its size, then the agent's own arguments.
 CALL = r"""
-W=$1; PY=$2; A=$3; shift 3
+W=$1; PY=$2; A=$3; SIZE=$4; shift 4
 case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
 case $PY in "~/"*) PY=$HOME/${PY#??};; esac
-[ -f "$W/agent/$A.pyz" ] || { printf '%s\n' "$W" >&2; exit 97; }
+HAVE=$({ wc -c <"$W/agent/$A.pyz"; } 2>/dev/null)
+[ ${HAVE:-0} -eq "$SIZE" ] || { printf '%s\n' "$W" >&2; exit 97; }
 exec "$PY" -I "$W/agent/$A.pyz" --workdir "$W" "$@"
 """
 
@@ -109,15 +110,16 @@ class AgentClient:
         return codec.loads(reply, done.stdout)
 
     def _argv(self, verb: list[str]) -> list[str]:
-        host = self._host
-        return ["sh", "-c", CALL, "llmctl", host.workdir, host.python, self._archive.hash, *verb]
+        host, archive = self._host, self._archive
+        fixed = [host.workdir, host.python, archive.hash, str(len(archive.data))]
+        return ["sh", "-c", CALL, "llmctl", *fixed, *verb]
 
     def _judge(self, done: Completed, stage: str, *, push_missing: bool) -> bool:
         """True where the agent was missing and has now been pushed; raises for every other failure."""
         if done.ok:
             return False
         if done.code == MISSING and push_missing:
-            workdir = done.stderr.decode().strip().splitlines()[-1]
+            workdir = done.stderr.decode(errors="replace").strip().splitlines()[-1]
             dest = f"{workdir}/agent/{self._archive.hash}.pyz"
             push_file(self._transport, self._archive.data, dest, deadline_s=60.0)
             return True
@@ -127,7 +129,7 @@ class AgentClient:
         told = _told(done.stderr)
         if told is not None:
             kind = getattr(errors, str(told.get("error")), RemoteCommandError)
-            if not (isinstance(kind, type) and issubclass(kind, LlmctlError)):
+            if not (isinstance(kind, type) and issubclass(kind, LlmctlError)) or kind is HostErrors:
                 kind = RemoteCommandError
             return kind(str(told.get("message")), hint=told.get("hint"), host=self._host.name, stage=stage)
         if done.code == UNKNOWN_RUN:

@@ -3,8 +3,10 @@ picks the exit code."""
 
 from __future__ import annotations
 
+import itertools
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -86,18 +88,30 @@ def exit_code(error: errors.LlmctlError) -> ExitCode:
 
 def main() -> None:
     """The `llmctl` command. Never a traceback for something that a user can cause."""
-    debug = "--debug" in sys.argv[1:]
+    debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), sys.argv[1:])
     try:
         app(prog_name="llmctl")
+    except SystemExit as end:
+        # The reader of our stdout (`| head`) has gone; typer has noticed and calls it a failure.
+        gone = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        sys.exit(ExitCode.OK if gone else end.code)
     except errors.LlmctlError as error:
-        if debug:
-            raise
-        from llmctl.controller.ui.console import Screen
+        _fail(error, exit_code(error), debug=debug)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        told = errors.ConfigError(f"{where}{error.strerror or error}", hint="llmctl --debug … says where")
+        _fail(told, ExitCode.USAGE, debug=debug)
+    except Exception as error:  # noqa: BLE001 - the root: a bug is told in one line too
+        told = errors.ConfigError(
+            f"internal error: {error!r}", hint="a bug in llmctl; llmctl --debug … shows the traceback"
+        )
+        _fail(told, ExitCode.INTERNAL, debug=debug)
 
-        code = exit_code(error)
-        Screen().error(error, code)
-        sys.exit(code)
-    except BrokenPipeError:
-        # The reader of our stdout (`| head`) has gone: nothing is left to say.
-        sys.stderr.close()
-        sys.exit(ExitCode.OK)
+
+def _fail(error: errors.LlmctlError, code: ExitCode, *, debug: bool) -> NoReturn:
+    from llmctl.controller.ui.console import Screen
+
+    if debug:
+        traceback.print_exc()
+    Screen().error(error, code)
+    sys.exit(code)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmctl.controller.cli.session import Session
     from llmctl.controller.config.types import Host
     from llmctl.controller.transport.hostkeys import OfferedKey
+    from llmctl.errors import LlmctlError
 
 hosts_app = typer.Typer(help="The machines: list, check, trust, import.", no_args_is_help=True)
 
@@ -125,18 +126,36 @@ def trust(
     from llmctl.errors import ConfigError, HostErrors, LlmctlError
 
     session = Session(hosts=hosts)
-    chosen = _named(session, names, everything)
-    if fingerprint and len(chosen) != 1:
-        raise ConfigError("--fingerprint fits one host", hint="llmctl hosts trust HOST --fingerprint …")
-    connections = session.connect(chosen)
-    offered = connections.each(chosen, lambda host: _offered(session, host))
-    errors = [value for value in offered.values() if isinstance(value, LlmctlError)]
-    for host in chosen:
-        key = offered[host.name]
-        if not isinstance(key, LlmctlError):
-            _trust_one(session, host, key, fingerprint=fingerprint, replace=replace)
+    try:
+        chosen = _named(session, names, everything)
+        if fingerprint and len(chosen) != 1:
+            raise ConfigError("--fingerprint fits one host", hint="llmctl hosts trust HOST --fingerprint …")
+        connections = session.connect(chosen)
+        offered = connections.each(chosen, lambda host: _offered(session, host))
+        errors = [value for value in offered.values() if isinstance(value, LlmctlError)]
+        keys = [(host, key) for host in chosen if not isinstance(key := offered[host.name], LlmctlError)]
+        errors += _trust_all(session, keys, fingerprint=fingerprint, replace=replace)
+    finally:
+        session.close()
     if errors:
         raise HostErrors(errors)
+
+
+def _trust_all(
+    session: Session, keys: list[tuple[Host, OfferedKey]], *, fingerprint: str | None, replace: bool
+) -> list[LlmctlError]:
+    """Every key is shown before the first question; one host's refusal leaves the others their turn."""
+    from llmctl.errors import LlmctlError
+
+    for host, key in keys:
+        session.screen.say(f"{host.name} ({host.addr}) offers {key.type} {key.fingerprint_sha256}")
+    failed: list[LlmctlError] = []
+    for host, key in keys:
+        try:
+            _trust_one(session, host, key, fingerprint=fingerprint, replace=replace)
+        except LlmctlError as error:
+            failed.append(error)
+    return failed
 
 
 def _offered(session: Session, host: Host) -> OfferedKey:
@@ -152,20 +171,19 @@ def _trust_one(
     from llmctl.controller.transport.hostkeys import trust as write
     from llmctl.errors import HostIdentityError
 
-    shown = f"{host.name} ({host.addr}) offers {key.type} {key.fingerprint_sha256}"
-    if fingerprint is not None:
-        if fingerprint.removeprefix("SHA256:").rstrip("=") != key.fingerprint_sha256.removeprefix("SHA256:"):
-            raise HostIdentityError(
-                f"offers {key.fingerprint_sha256}, not {fingerprint}", host=host.name, stage="trust"
-            )
-    else:
-        session.screen.say(shown)
-        _ask(session, host)
+    if fingerprint is None:
+        if not _yes(session, host):
+            session.screen.say(f"{host.name} is not trusted")
+            return
+    elif fingerprint.removeprefix("SHA256:").rstrip("=") != key.fingerprint_sha256.removeprefix("SHA256:"):
+        raise HostIdentityError(
+            f"offers {key.fingerprint_sha256}, not {fingerprint}", host=host.name, stage="trust"
+        )
     path = write(host, key, replace=replace)
     session.screen.say(f"✓ {host.name} is trusted: {key.fingerprint_sha256} in {path}")
 
 
-def _ask(session: Session, host: Host) -> None:
+def _yes(session: Session, host: Host) -> bool:
     from llmctl.errors import ConfigError
 
     if not session.interactive:
@@ -175,7 +193,7 @@ def _ask(session: Session, host: Host) -> None:
             stage="trust",
             hint=f"compare the fingerprint, then: llmctl hosts trust {host.name} --fingerprint SHA256:…",
         )
-    typer.confirm("trust this key?", abort=True, err=True)
+    return typer.confirm(f"trust the key of {host.name}?", err=True)
 
 
 def _named(session: Session, names: list[str] | None, everything: bool) -> tuple[Host, ...]:

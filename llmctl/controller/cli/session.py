@@ -67,10 +67,19 @@ class Session:
 
         key = tuple(hosts)
         if key not in self._connections:
-            jumps = self.inventory.all_hosts() if any(host.proxy_jump for host in hosts) else ()
+            jumps = self._jump_hosts() if any(host.proxy_jump for host in hosts) else ()
             timeout_s = self.settings.connect_timeout_s
             self._connections[key] = Connections(hosts, connect_timeout_s=timeout_s, jump_hosts=jumps)
         return self._connections[key]
+
+    def _jump_hosts(self) -> Sequence[Host]:
+        """Inventory entries that a `proxy_jump` may name; a run of the ledger needs no hosts file."""
+        from llmctl.errors import ConfigError
+
+        try:
+            return self.inventory.all_hosts()
+        except ConfigError:
+            return ()
 
     def locate(self, key: str | None) -> Located:
         """The run that the user means; see `collect.locate`."""
@@ -95,7 +104,7 @@ class Session:
             "loss": view.loss,
             "tokens_per_s": view.tokens_per_s,
             "reason": view.note,
-            "exit_code": int(view.verdict) if view.state.ended else None,
+            "exit_code": int(view.verdict) if view.final else None,
             "view": codec.encode(view),
         }
         known = self.ledger.get(view.run_id)

@@ -11,6 +11,7 @@ from llmctl.controller.cli.options import HostsOption, OutputOption, RunArgument
 if TYPE_CHECKING:
     from llmctl.controller.cli.session import Session
     from llmctl.controller.collect.locate import Located
+    from llmctl.controller.transport.pool import Connections
     from llmctl.errors import LlmctlError
     from llmctl.wire.records import StopReport
 
@@ -50,14 +51,16 @@ def stop(
 
 def _confirm(session: Session, run_id: str) -> None:
     from llmctl.errors import ConfigError
+    from llmctl.wire.exitcodes import ExitCode
 
     if not session.interactive:
         raise ConfigError(f"no run was named; the newest is {run_id}", hint=f"llmctl stop {run_id}")
-    typer.confirm(f"stop {run_id}?", abort=True, err=True)
+    if not typer.confirm(f"stop {run_id}?", err=True):
+        session.screen.say(f"{run_id} goes on")
+        raise typer.Exit(ExitCode.CANCELLED)
 
 
 def _stop(session: Session, located: Located, grace: float) -> int:
-    from llmctl.controller.collect.status import run_view
     from llmctl.controller.execute.stop import stop as stop_run
     from llmctl.controller.ui.stages import Stages
     from llmctl.controller.ui.stopping import report_line
@@ -70,10 +73,11 @@ def _stop(session: Session, located: Located, grace: float) -> int:
         reports = stop_run(
             connections, located.hosts, session.archive, located.run_id, StopRequest(grace_s=grace)
         )
-    errors = [value for value in reports.values() if isinstance(value, LlmctlError)]
+    lost = {name: value for name, value in reports.items() if isinstance(value, LlmctlError)}
+    errors = list(lost.values())
     clean = {name: value for name, value in reports.items() if not isinstance(value, LlmctlError)}
     if clean:
-        session.remember(run_view(connections, located.hosts, session.archive, located.run_id), located.hosts)
+        _remember(session, located, connections, lost)
     if session.json:
         session.screen.document("stop", _document(located.run_id, reports))
     else:
@@ -86,6 +90,20 @@ def _stop(session: Session, located: Located, grace: float) -> int:
     if not session.json:
         session.screen.say(f"{located.run_id} is stopped.   llmctl pull {located.run_id}")
     return 0
+
+
+def _remember(
+    session: Session, located: Located, connections: Connections, lost: dict[str, LlmctlError]
+) -> None:
+    """The new state, where any host has the run at all."""
+    from llmctl.controller.collect.status import run_view
+    from llmctl.errors import NotFoundError
+
+    try:
+        view = run_view(connections, located.hosts, session.archive, located.run_id, lost=lost)
+    except NotFoundError:
+        return
+    session.remember(view, located.hosts)
 
 
 def _document(run_id: str, reports: dict[str, StopReport | LlmctlError]) -> dict[str, object]:

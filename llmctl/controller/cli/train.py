@@ -19,9 +19,13 @@ from llmctl.controller.cli.options import (
     PoolOption,
     checked_output,
 )
+from llmctl.errors import LlmctlError
+from llmctl.wire.exitcodes import ExitCode
+from llmctl.wire.states import RunState
 
 if TYPE_CHECKING:
     from llmctl.controller.cli.session import Session
+    from llmctl.controller.collect.locate import Located
     from llmctl.controller.config.models import JobFile
     from llmctl.controller.config.overrides import JobOverrides
     from llmctl.controller.config.types import RunConfig
@@ -129,7 +133,11 @@ def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pul
     stages = Stages(session.screen)
     connections = session.connect(config.hosts)
     run_id = f"{config.job.name}-{secrets.token_hex(3)}"
-    prepared = _prepare(session, config, connections, stages, push=not dry_run)
+    try:
+        prepared = _prepare(session, config, connections, stages, push=not dry_run)
+    except KeyboardInterrupt:
+        session.screen.warn("interrupted; nothing was started")
+        return Outcome(code=int(ExitCode.CANCELLED))
     plan = _plan(session, config, prepared, run_id)
     if dry_run:
         _show_plan(session, plan)
@@ -155,6 +163,8 @@ def _config(
     else:
         job, base = load_job(path), path.absolute().parent
         overrides = replace(overrides, script_args=script)
+        if script and job.train.script and script[0].endswith(".py") and (base / script[0]).is_file():
+            session.screen.warn(f"{script[0]} is given to {job.train.script} of {path} as an argument")
     return resolve(
         job,
         session.inventory,
@@ -244,7 +254,14 @@ def _start(session: Session, config: RunConfig, plan: Plan, connections: Connect
         )
     )
     with stages.stage("launch", f"{plan.run_id} on {len(plan.nodes)} hosts") as stage:
-        start(plan, config, connections, session.archive)
+        try:
+            start(plan, config, connections, session.archive)
+        except LlmctlError as error:
+            why = f"could not start: {error.line()}"
+            session.ledger.update(
+                plan.run_id, state=RunState.FAILED, reason=why, exit_code=int(ExitCode.JOB_FAILED)
+            )
+            raise
         over = f" over {node.launch.interface}" if node.launch.interface else ""
         master = f"master {plan.master_addr}:{plan.master_port}{over}"
         stage.text = f"attempt {plan.attempt} · {master}"
@@ -252,8 +269,6 @@ def _start(session: Session, config: RunConfig, plan: Plan, connections: Connect
 
 def _interrupted(session: Session, plan: Plan) -> int:
     """Ctrl-C while the agents are being started: some may run already."""
-    from llmctl.wire.exitcodes import ExitCode
-
     session.screen.warn(f"interrupted while {plan.run_id} was starting; parts of it may run")
     session.screen.say(f"llmctl status {plan.run_id} · llmctl stop {plan.run_id}")
     return int(ExitCode.DETACHED)
@@ -280,7 +295,6 @@ def _follow(
     pull: Path | None,
 ) -> Outcome:
     from llmctl.controller.cli.following import follow_to_end
-    from llmctl.controller.cli.pulling import pull_home
     from llmctl.controller.cli.verdict import detached, show_verdict
     from llmctl.controller.collect.locate import Located
     from llmctl.controller.ui.training import TrainingView
@@ -291,10 +305,36 @@ def _follow(
     display = TrainingView(session.screen, total=plan.nodes[0].total_steps, logs=logs)
     try:
         view = follow_to_end(session, connections, located, display, FollowRequest(logs=logs))
-        dest = None if pull is None else pull / plan.run_id
-        if dest is not None:
-            which = "none" if config.job.checkpoint.uri else "last"
-            pull_home(session, connections, located, stages, which=which, dest=dest)
     except KeyboardInterrupt:
         return Outcome(code=detached(session, plan.run_id))
-    return Outcome(code=show_verdict(session, view, kind="train"), pulled=dest)
+    pulled = None
+    if pull is not None:
+        which = "none" if config.job.checkpoint.uri else "last"
+        pulled = _bring_home(session, connections, located, stages, which=which, dest=pull / plan.run_id)
+    return Outcome(code=show_verdict(session, view, kind="train"), pulled=pulled)
+
+
+def _bring_home(
+    session: Session,
+    connections: Connections,
+    located: Located,
+    stages: Stages,
+    *,
+    which: str,
+    dest: Path,
+) -> Path | None:
+    """Pull at the end of a run; where that fails, the run's verdict stands all the same."""
+    from llmctl.controller.cli.pulling import pull_home
+
+    try:
+        pull_home(session, connections, located, stages, which=which, dest=dest)
+        return dest
+    except KeyboardInterrupt:
+        why = "interrupted"
+    except LlmctlError as error:
+        why = error.line()
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+    session.screen.warn(f"not pulled: {why}")
+    session.screen.say(f"  llmctl pull {located.run_id}")
+    return None

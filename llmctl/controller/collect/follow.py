@@ -140,6 +140,10 @@ class Follower:
             except LlmctlError as caught:
                 self._put(GaveUp(host=host.name, error=caught))
                 return
+            except Exception as caught:  # noqa: BLE001 - a thread that dies in silence would be waited for
+                error = RemoteCommandError(f"can't follow: {caught!r}", host=host.name, stage="follow")
+                self._put(GaveUp(host=host.name, error=error))
+                return
             tries += 1
             if self._retries is not None and tries > self._retries:
                 self._put(GaveUp(host=host.name, error=error))

@@ -10,10 +10,12 @@ visible under its own name only after every file of its commit marker has the ri
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from llmctl.controller.backends.agent import AgentClient
 from llmctl.controller.backends.archive import AgentArchive
@@ -29,6 +31,9 @@ from llmctl.wire.records import FilesReply, RunFile
 CHECKPOINTS = "checkpoints/"
 Progress = Callable[[str, int], None]
 """Called with a path and the bytes of it that just arrived, from several threads."""
+
+CHECKPOINT_MARKER = re.compile(rf"checkpoints/(step-\d{{8}})/{re.escape(COMMIT_MARKER)}")
+"""The only names that become folders here: a host could offer `..`."""
 
 APPENDED = (".log", ".jsonl")
 """Files that only grow: a pull asks for what lies behind the bytes that are already here."""
@@ -118,9 +123,9 @@ def wanted_checkpoints(sources: Sequence[Source], which: str) -> dict[str, Sourc
     found: dict[str, Source] = {}
     for source in sources:
         for file in source.files:
-            path = PurePosixPath(file.path)
-            if file.path.startswith(CHECKPOINTS) and path.name == COMMIT_MARKER and len(path.parts) == 3:
-                found.setdefault(path.parts[1], source)
+            match = CHECKPOINT_MARKER.fullmatch(file.path)
+            if match is not None:
+                found.setdefault(match[1], source)
     if which == "none" or not found:
         return {}
     names = sorted(found) if which == "all" else [max(found)]
@@ -137,13 +142,18 @@ def _pull_small(
         here = dest / file.path
         have = here.stat().st_size if here.is_file() else -1
         if not file.path.endswith(APPENDED):
-            items.append(PullItem(path=file.path, size=file.size))
+            if have != file.size or here.stat().st_mtime_ns != file.mtime_ns:
+                items.append(PullItem(path=file.path, size=file.size))
         elif have != file.size:
             offset = have if 0 < have < file.size else 0
             items.append(PullItem(path=file.path, size=file.size, offset=offset))
     dest.mkdir(parents=True, exist_ok=True)
     transport = connections.get(source.host.name)
-    return pull(transport, source.root, items, dest, python=source.python, progress=progress)
+    result = pull(transport, source.root, items, dest, python=source.python, progress=progress)
+    times = {file.path: file.mtime_ns for file in source.files}
+    for item in items:  # the host's time, by which the next pull sees that nothing changed
+        os.utime(dest / item.path, ns=(times[item.path], times[item.path]))
+    return result
 
 
 def _pull_checkpoints(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from llmctl.controller.backends.agent import AgentClient
@@ -18,14 +18,28 @@ DEADLINE_S = 15.0
 MOST_GROUPS = 16
 
 
-def run_view(connections: Connections, hosts: Sequence[Host], archive: AgentArchive, run_id: str) -> RunView:
+def run_view(
+    connections: Connections,
+    hosts: Sequence[Host],
+    archive: AgentArchive,
+    run_id: str,
+    *,
+    lost: Mapping[str, LlmctlError] | None = None,
+) -> RunView:
     """One run as its hosts see it.
+
+    Args:
+        lost: hosts that were just found unreachable, with the reason: not asked again.
 
     Raises:
         NotFoundError: every host answered and none has it.
         HostErrors: no host could be asked.
     """
-    answers = ask(connections, hosts, archive, run_id)
+    unreachable = lost or {}
+    answers = ask(connections, [h for h in hosts if h.name not in unreachable], archive, run_id)
+    now = time.time()
+    for name, error in unreachable.items():
+        answers[name] = Answer(host=name, asked_at=now, answered_at=now, error=error)
     found = [answer for answer in answers.values() if answer.status]
     if not found:
         errors = [answer.error for answer in answers.values() if answer.error and not answer.missing]
@@ -33,7 +47,7 @@ def run_view(connections: Connections, hosts: Sequence[Host], archive: AgentArch
             raise HostErrors(errors)
         names = ", ".join(host.name for host in hosts)
         raise NotFoundError(f"no run {run_id} on {names}", hint="llmctl status lists the runs there are")
-    return merge(run_id, answers, time.time())
+    return merge(run_id, answers, now)
 
 
 def ask(

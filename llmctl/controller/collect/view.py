@@ -53,13 +53,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """One host in a run's view; `state` is None where it could not be asked or was never started."""
+    """One host in a run's view; `state` is None where it could not be asked or never started (`missing`)."""
 
     host: str
     node_rank: int
     nproc: int
     state: NodeState | None
     error: str | None = None
+    missing: bool = False
     lease_age_s: float | None = None
     last_event_age_s: float | None = None
     exit: NodeExit | None = None
@@ -92,6 +93,13 @@ class RunView:
     @property
     def answered(self) -> int:
         return sum(node.state is not None for node in self.nodes)
+
+    @property
+    def final(self) -> bool:
+        """Nothing of it can change any more: every node has ended, or was never started."""
+        return self.state.ended and all(
+            node.missing or (node.state is not None and node.state.ended) for node in self.nodes
+        )
 
     @property
     def verdict(self) -> ExitCode:
@@ -157,7 +165,14 @@ def _progress(spec: NodeSpec, metrics: Mapping[str, object], *, ended: bool) -> 
 def _node(peer: Peer, answer: Answer | None) -> NodeView:
     if answer is None or answer.status is None:
         error = _why(answer)
-        return NodeView(host=peer.host, node_rank=peer.node_rank, nproc=peer.nproc, state=None, error=error)
+        return NodeView(
+            host=peer.host,
+            node_rank=peer.node_rank,
+            nproc=peer.nproc,
+            state=None,
+            error=error,
+            missing=answer is not None and answer.missing,
+        )
     status = answer.status
     event = status.last_event
     return NodeView(

@@ -134,7 +134,7 @@ def _send(
 ) -> Ready:
     """Agent and code onto one host."""
     transport = connections.get(host.name)
-    if not facts.agent_ready:
+    if facts.agent_bytes != len(archive.data):
         dest = HostLayout(facts.workdir).agent(archive.hash)
         push_file(transport, archive.data, dest, deadline_s=AGENT_DEADLINE_S)
     if sending is None:

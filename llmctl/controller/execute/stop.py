@@ -8,8 +8,9 @@ from llmctl.controller.backends.agent import AgentClient
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.pool import Connections
-from llmctl.errors import LlmctlError
+from llmctl.errors import LlmctlError, NotFoundError
 from llmctl.wire.records import StopReport, StopRequest
+from llmctl.wire.states import NodeState
 
 
 def stop(
@@ -23,6 +24,9 @@ def stop(
 
     def one(host: Host) -> StopReport:
         client = AgentClient(connections.get(host.name), host, archive)
-        return client.stop(run_id, request)
+        try:
+            return client.stop(run_id, request)
+        except NotFoundError:  # it never got there: nothing is left either
+            return StopReport(run_id=run_id, state=NodeState.CANCELLED, ended=0, seconds=0.0)
 
     return connections.each(hosts, one)

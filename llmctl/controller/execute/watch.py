@@ -11,15 +11,24 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from llmctl.controller.collect.follow import Back, Follower, GaveUp, Got, Lost, failed
 from llmctl.errors import IntegrityError, LlmctlError
 from llmctl.wire import codec
+from llmctl.wire.metrics import CheckpointLine, StepLine
 from llmctl.wire.records import Event, Frame
 
 PEERS_GRACE_S = 10.0
+
+LINE_END = re.compile(r"\r\n|\r|\n")
+"""What ends a line of a log; str.splitlines would also break at form feeds and Unicode separators."""
+
+NUMBERS = frozenset(
+    f.name for kind in (StepLine, CheckpointLine) for f in fields(kind) if f.name not in ("kind", "uri")
+)
 
 RANK_LOG = re.compile(r"rank-(\d+)\.log\Z")
 
@@ -76,7 +85,7 @@ def _frame(host: str, frame: Frame, watcher: Watcher) -> None:
         watcher.tick()
         return
     name = PurePosixPath(frame.file).name
-    lines = frame.text.splitlines()
+    lines = LINE_END.split(frame.text.removesuffix("\n"))
     if name == "metrics.jsonl":
         for line in lines:
             document = _json_object(line)
@@ -98,7 +107,16 @@ def _json_object(line: str) -> dict[str, Any] | None:
         document = json.loads(line)
     except ValueError:
         return None
-    return document if isinstance(document, dict) else None
+    return _numbers_only(document) if isinstance(document, dict) else None
+
+
+def _numbers_only(document: dict[str, Any]) -> dict[str, Any]:
+    """Without known keys that hold no number: anyone may write metrics, and a display must not trip."""
+    return {key: value for key, value in document.items() if key not in NUMBERS or _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _event(line: str) -> Event | None:

@@ -55,3 +55,8 @@ class RunRecord:
     updated_at: float = 0.0
     job: dict[str, Any] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        """Every node has ended: the hosts have nothing new to say."""
+        return self.exit_code is not None

@@ -57,7 +57,7 @@ class HostFacts:
         disk_free: bytes free where the workdir lies, for this user.
         python: None where the interpreter does not start; `python_error` says what was tried.
         clock: the host's Unix time, to show skew.
-        agent_ready: the agent archive of this llmctl is already there.
+        agent_bytes: size of this llmctl's agent archive there; a shorter one was cut off and is sent again.
         data_missing: the data file that was asked for is not there.
         reached_by: the IPv4 address that this machine connects to; None for a local host.
     """
@@ -77,6 +77,6 @@ class HostFacts:
     python_error: str | None = None
     gpus: tuple[Gpu, ...] = ()
     tools: tuple[str, ...] = ()
-    agent_ready: bool = False
+    agent_bytes: int = 0
     data_missing: bool = False
     reached_by: str | None = None

@@ -45,7 +45,7 @@ def parse(host: str, output: str) -> HostFacts:
         python_error=python_error,
         gpus=gpus(part["gpus"]),
         tools=tuple(part["tools"].split()),
-        agent_ready=part["agent"] == "ready",
+        agent_bytes=_number(part["agent"], 0),
         data_missing=part["data"] == "missing",
     )
 

@@ -23,7 +23,7 @@ sec disk; df -Pk "$W" 2>/dev/null || df -Pk "$HOME"
 sec tools; for t in tar zstd gzip cp; do command -v $t >/dev/null 2>&1 && echo $t; done
 sec gpus; command -v nvidia-smi >/dev/null 2>&1 &&
   nvidia-smi --query-gpu=index,name,memory.total,driver_version --format=csv,noheader,nounits 2>&1
-sec agent; [ -f "$W/agent/$AGENT.pyz" ] && echo ready
+sec agent; [ -n "$AGENT" ] && { wc -c <"$W/agent/$AGENT.pyz"; } 2>/dev/null
 sec data; [ -z "$6" ] || { [ -f "$6" ] && echo there || echo missing; }
 sec python
 case $PY in "~/"*) PY=$HOME/${PY#??};; esac

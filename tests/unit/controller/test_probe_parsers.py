@@ -26,7 +26,7 @@ def test_a_cpu_host_with_torch_in_a_venv() -> None:
     assert (found.cores, found.memory, found.gpus) == (2, 24684084 * 1024, ())
     assert found.disk_free == 79430136 * 1024
     assert found.workdir_error is None
-    assert not found.agent_ready
+    assert found.agent_bytes == 0
     assert not found.data_missing
 
 
@@ -36,7 +36,7 @@ def test_a_gpu_host_with_a_login_banner() -> None:
     assert len(found.gpus) == 8
     assert found.gpus[0].memory == 81559 << 20
     assert found.gpus[7].driver == "570.86.15"
-    assert found.agent_ready
+    assert found.agent_bytes == 301442
     assert found.python is not None
     assert found.python.route_interface == "ib0"
 

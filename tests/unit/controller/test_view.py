@@ -102,3 +102,12 @@ def test_a_host_that_never_started_is_named() -> None:
     """A controller killed between two starts leaves this; it is neither lost nor failed."""
     missing = Answer(host="b", asked_at=NOW, answered_at=NOW, missing=True)
     assert view(node("a", NodeState.STARTING), missing).note == "b: was never started"
+
+
+def test_a_run_is_final_only_when_every_node_has_ended() -> None:
+    """A failed run whose other node still runs, or can't be asked, is asked again next time."""
+    assert not view(failed("a", 0, at=900.0), node("b", NodeState.RUNNING)).final
+    assert not view(failed("a", 0, at=900.0), lost("b")).final
+    assert view(failed("a", 0, at=900.0), stopped("b", 910.0)).final
+    missing = Answer(host="b", asked_at=NOW, answered_at=NOW, missing=True)
+    assert view(failed("a", 0, at=900.0), missing).final
