@@ -14,6 +14,9 @@ OLDEST_PYTHON_FOR_RECIPE = (3, 10)
 ROOM = 64 << 20
 """Bytes that must be free in the workdir for code, logs and the agent; checkpoints come on top."""
 
+RANKS_ANYWHERE, RANKS_PER_CORE = 16, 4
+"""Without GPUs a host starts this many ranks, or this many per core: far more make a machine unusable."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -82,7 +85,15 @@ def _gpu_problems(host: Host, facts: HostFacts, backend: str) -> list[Problem]:
     if facts.gpus and backend != "gloo" and host.slots is not None and host.slots > len(facts.gpus):
         message = f"slots: {host.slots}, but only {len(facts.gpus)} GPUs were found"
         return [_problem(host, message, f"slots: {len(facts.gpus)} for {host.name} in hosts.yaml")]
-    return []
+    return [] if facts.gpus and backend != "gloo" else _core_problems(host, facts)
+
+
+def _core_problems(host: Host, facts: HostFacts) -> list[Problem]:
+    most = max(RANKS_ANYWHERE, RANKS_PER_CORE * facts.cores)
+    if host.slots is None or host.slots <= most:
+        return []
+    message = f"{host.slots} ranks on {facts.cores} cores; without GPUs at most {most} are started"
+    return [_problem(host, message, f"-j NODESxRANKS with fewer ranks, or slots: {most} in hosts.yaml")]
 
 
 def _problem(host: Host, message: str, hint: str) -> Problem:

@@ -139,3 +139,14 @@ def test_local_hosts_share_the_cores_of_this_machine() -> None:
     asked = plan_run(config(*hosts, recipe={"threads": 1}), known, IDENTITY)
     assert [node.recipe.threads for node in asked.nodes if node.recipe] == [1, 1]
     assert [node.recipe.threads for node in two_hosts().nodes if node.recipe] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("slots", "cores", "fit"), [(16, 2, True), (17, 2, False), (64, 16, True), (65, 16, False)]
+)
+def test_far_more_ranks_than_cores_are_refused(slots: int, cores: int, fit: bool) -> None:
+    """`-j 2x70000` must not start: without GPUs a host has its cores to share."""
+    found = job_problems(host("a", "x", slots=slots), facts("a", LO, cores=cores), job())
+    assert [problem.message.split(";")[0] for problem in found] == (
+        [] if fit else [f"{slots} ranks on {cores} cores"]
+    )
