@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from llmctl.controller.transport.connect import dial
 from llmctl.controller.transport.local import LocalTransport
 from llmctl.controller.transport.ssh import SshTransport
 from llmctl.controller.transport.sshconfig import resolve
-from llmctl.errors import LlmctlError, NotFoundError
+from llmctl.errors import ConfigError, HostErrors, LlmctlError, NotFoundError
 
 T = TypeVar("T")
 _MOST_THREADS = 64
@@ -97,5 +98,17 @@ def _result(fn: Callable[[Host], T], host: Host) -> T | LlmctlError:
     try:
         return fn(host)
     except LlmctlError as error:
-        error.host = error.host or host.name
+        return _named(error, host.name)
+
+
+def _named(error: LlmctlError, host: str) -> LlmctlError:
+    """The error with its host's name, on a copy: hosts may share one, such as that of the scan for a push.
+
+    A ConfigError of stage `push` is about the tree on this machine and keeps no host.
+    """
+    about_tree = isinstance(error, ConfigError) and error.stage == "push"
+    if error.host or about_tree or isinstance(error, HostErrors):
         return error
+    mine = copy.copy(error)
+    mine.host, mine.__cause__ = host, error.__cause__
+    return mine.with_traceback(error.__traceback__)

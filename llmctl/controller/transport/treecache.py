@@ -99,7 +99,7 @@ class TreeCache:
         file = cache_dir / "scans" / f"{name}.frames"
         folders: dict[str, Folder] = {}
         frames = 0
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # none yet, or a state folder that is none: read all files
             for prefix, folder in _frames(file.read_bytes()):
                 folders[prefix] = folder
                 frames += 1

@@ -215,3 +215,11 @@ def test_no_folder(tmp_path: Path, cache: Path) -> None:
     """A missing folder is the user's error, not a traceback."""
     with pytest.raises(ConfigError, match="is not a folder"):
         scan(tmp_path / "nope", cache_dir=cache)
+
+
+def test_a_state_folder_that_is_a_file_costs_only_time(tmp_path: Path) -> None:
+    """`LLMCTL_STATE_DIR` naming a file leaves nothing to remember in, but the tree is scanned."""
+    (tmp_path / "state").touch()
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/a").touch()
+    assert scan(tmp_path / "tree", cache_dir=tmp_path / "state").files == 1
