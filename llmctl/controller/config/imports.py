@@ -12,14 +12,15 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llmctl.controller.config.models import HOST_NAME, HostEntry
+from llmctl.controller.config.models import HOST_NAME, NAME, PATTERN_WORDS, HostEntry
+from llmctl.controller.config.places import expand
 from llmctl.controller.config.yamlfile import parse_scalar
 from llmctl.errors import ConfigError
 
 MAX_INCLUDE_DEPTH = 16
 """As in OpenSSH."""
 
-_TARGET = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<addr>\[[^\]]+\]|[^:\s]+)(?::(?P<number>[0-9]+))?")
+_TARGET = re.compile(r"(?:(?P<user>[^@\s\0]+)@)?(?P<addr>\[[^\]]+\]|[^:\s]+)(?::(?P<number>[0-9]+))?")
 
 
 def import_hostfile(text: str, *, source: str = "hostfile") -> tuple[HostEntry, ...]:
@@ -49,10 +50,14 @@ def import_ssh_config(path: str | Path) -> tuple[HostEntry, ...]:
     Raises:
         ConfigError: the file can't be read, or names no host.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    path = expand(path)
+    if not path.exists():
         raise ConfigError(f"{path} does not exist", hint="name another file, or a hostfile")
-    names = dict.fromkeys(_ssh_names(path, path.parent, depth=0))
+    return _ssh_entries(_ssh_text(path), path)
+
+
+def _ssh_entries(text: str, path: Path) -> tuple[HostEntry, ...]:
+    names = dict.fromkeys(_ssh_names(text, path, path.parent, depth=0))
     usable = [name for name in names if re.fullmatch(HOST_NAME, name)]
     if not usable:
         raise ConfigError(f"{path} has no `Host` line with a plain name")
@@ -65,18 +70,24 @@ def import_file(path: str | Path) -> tuple[HostEntry, ...]:
     Raises:
         ConfigError: the file can't be read, or names no host.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} can't be read: {error}", hint="name a hostfile or an ssh config") from None
     if re.search(r"(?im)^\s*(host|include|match)[\s=]", text):
-        return import_ssh_config(path)
+        return _ssh_entries(text, path)  # not read again: a pipe has its text only once
     return import_hostfile(text, source=str(path))
 
 
 def render_hosts(entries: Sequence[HostEntry], *, pool: str = "main", origin: str = "") -> str:
-    """A hosts.yaml with one pool of `entries`; loading it gives the same entries again."""
+    """A hosts.yaml with one pool of `entries`; loading it gives the same entries again.
+
+    Raises:
+        ConfigError: `pool` can't be the name of a pool.
+    """
+    if not re.fullmatch(NAME, pool):
+        raise ConfigError(f"--pool must be {PATTERN_WORDS[NAME]}, found {pool!r}")
     comment = f"# Imported from {origin}.\n" if origin else ""
     lines = [f"{comment}version: 1", "pools:", f"  {_scalar(pool)}:", "    hosts:"]
     for entry in entries:
@@ -124,13 +135,16 @@ def _add_slots(known: HostEntry, again: HostEntry, where: str) -> HostEntry:
     return known.model_copy(update={"slots": (known.slots or 1) + (again.slots or 1)})
 
 
-def _ssh_names(path: Path, root: Path, depth: int) -> Iterator[str]:
-    if depth > MAX_INCLUDE_DEPTH:
-        raise ConfigError(f"{path}: `Include` nests deeper than {MAX_INCLUDE_DEPTH} files")
+def _ssh_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _ssh_names(text: str, path: Path, root: Path, depth: int) -> Iterator[str]:
+    if depth > MAX_INCLUDE_DEPTH:
+        raise ConfigError(f"{path}: `Include` nests deeper than {MAX_INCLUDE_DEPTH} files")
     for number, line in enumerate(text.splitlines(), 1):
         keyword, values = _ssh_line(line, f"{path}:{number}")
         if keyword == "host":
@@ -138,7 +152,7 @@ def _ssh_names(path: Path, root: Path, depth: int) -> Iterator[str]:
         if keyword == "include":
             for value in values:
                 for included in _included(value, root):
-                    yield from _ssh_names(included, root, depth + 1)
+                    yield from _ssh_names(_ssh_text(included), included, root, depth + 1)
 
 
 def _ssh_line(line: str, where: str) -> tuple[str, list[str]]:
@@ -154,7 +168,7 @@ def _ssh_line(line: str, where: str) -> tuple[str, list[str]]:
 
 def _included(pattern: str, root: Path) -> list[Path]:
     """Relative to `root`: ~/.ssh in ssh, here the folder of the file that was named."""
-    path = root.absolute() / Path(pattern).expanduser()
+    path = root.absolute() / expand(pattern)
     anchor = Path(path.anchor)
     return sorted(found for found in anchor.glob(str(path.relative_to(anchor))) if found.is_file())
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmctl.controller.config.places import USER_HOSTS, user_config_dir
+from llmctl.controller.config.places import USER_HOSTS, expand, user_config_dir
 from llmctl.controller.config.types import LOCAL, Host, Inventory
 from llmctl.errors import ConfigError
 
@@ -33,9 +33,10 @@ def find_inventory(
     """
     for source, named in ((origin, explicit), (ENV_HOSTS, env.get(ENV_HOSTS))):
         if named:
-            path = cwd / Path(named).expanduser()
-            if not path.is_file():
-                raise ConfigError(f"{named} (from {source}) does not exist", hint="llmctl init writes one")
+            path = cwd / expand(named)
+            if not path.exists() or path.is_dir():  # a pipe is fine: `--hosts <(...)`
+                problem = "is a folder" if path.is_dir() else "does not exist"
+                raise ConfigError(f"{named} (from {source}) {problem}", hint="llmctl init writes one")
             return path
     usual = (cwd / HOSTS_FILE, user_config_dir(env) / USER_HOSTS)
     for path in usual:
@@ -115,7 +116,8 @@ def _pool(inventory: Inventory, name: str | None) -> tuple[str, tuple[Host, ...]
         from llmctl.controller.config.checking import did_you_mean
 
         near = did_you_mean(name, list(inventory.pools))
-        raise ConfigError(f"no pool `{name}` in {inventory.path}{near}", hint=f"pools there: {known}")
+        hint = None if near.startswith("; known") else f"pools there: {known}"
+        raise ConfigError(f"no pool `{name}` in {inventory.path}{near}", hint=hint)
     return name, inventory.pools[name]
 
 

@@ -16,6 +16,7 @@ from llmctl.controller.config.checking import check_document
 from llmctl.controller.config.inventory import select_hosts
 from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.overrides import NO_OVERRIDES, JobOverrides, apply_overrides
+from llmctl.controller.config.places import expand
 from llmctl.controller.config.secrets import refuse_password_in_uri, secret_notes, split_secrets
 from llmctl.controller.config.types import Inventory, RunConfig
 from llmctl.controller.config.yamlfile import read_yaml
@@ -69,6 +70,7 @@ def resolve(
     merged, secrets = split_secrets(written, environ)
     merged = _with_absolute_uris(merged, base)
     _check_work(merged, base)
+    _refuse_pushed_secret(job, merged, base)
     pool = merged.pool or default_pool
     hosts = select_hosts(inventory, pool=pool, nodes=merged.nodes, limit=overrides.limit)
     if overrides.nproc is not None:
@@ -146,6 +148,8 @@ def _check_work(job: JobFile, base: Path) -> None:
 
 
 def _check_script(job: JobFile, script: str, base: Path) -> None:
+    if not script:
+        raise ConfigError("`train.script` is empty", hint="name a file below `code.path`")
     if job.code is None:
         raise ConfigError(
             "`train.script` needs `code`: what to push", hint="add `code: {path: .}` to the job"
@@ -156,12 +160,25 @@ def _check_script(job: JobFile, script: str, base: Path) -> None:
         raise ConfigError(f"script {script} is outside {folder}, which is all that is pushed")
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else f"does not exist in {folder}"
-        near = difflib.get_close_matches(script, _scripts(folder), n=1, cutoff=0.5)
+        names = [] if path.is_dir() else _scripts(folder)
+        near = difflib.get_close_matches(script, names, n=1, cutoff=0.5)
         raise ConfigError(f"script {script} {kind}", hint=f"did you mean {near[0]}?" if near else None)
 
 
+def _refuse_pushed_secret(file: JobFile, merged: JobFile, base: Path) -> None:
+    """A value in job.yaml goes to every host with the file itself, where that lies in what is pushed."""
+    if merged.code is None or not base.resolve().is_relative_to(_code_folder(merged.code.path, base)):
+        return
+    for name, value in file.env.set.items():
+        if value and name in merged.env.secrets:
+            raise ConfigError(
+                f"the value of {name} stands in the job file, which is pushed with `code.path`",
+                hint=f"write the name into `env.secrets` and export {name}=…",
+            )
+
+
 def _code_folder(path: str, base: Path) -> Path:
-    folder = (base / Path(path).expanduser()).resolve()
+    folder = (base / expand(path)).resolve()
     if not folder.is_dir():
         raise ConfigError(f"`code.path`: {folder} is not a folder")
     return folder

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmctl.errors import ConfigError
+
 APP = "llmctl"
 USER_HOSTS = "hosts.yaml"
 USER_CONFIG = "config.yaml"
 PROJECT_CONFIG = "llmctl.yaml"
+
+
+def expand(path_text: str | Path) -> Path:
+    """The path with `~` or `~user` at its start replaced. Raises ConfigError where there is no such home."""
+    try:
+        return Path(path_text).expanduser()
+    except RuntimeError:
+        start = Path(path_text).parts[0]
+        raise ConfigError(
+            f"{path_text}: no home folder is known for {start}", hint="write the whole path"
+        ) from None
 
 
 def user_config_dir(env: Mapping[str, str]) -> Path:

@@ -15,11 +15,10 @@ from llmctl.errors import ConfigError
 
 _SECRET_WORDS = frozenset(
     (
-        "TOKEN",
-        "SECRET",
         "SECRETS",
-        "PASSWORD",
-        "PASSWD",
+        "AUTH",
+        "PAT",
+        "DSN",
         "PASSPHRASE",
         "KEY",
         "APIKEY",
@@ -27,11 +26,13 @@ _SECRET_WORDS = frozenset(
         "CREDENTIALS",
     )
 )
+_SECRET_ENDINGS = ("PASSWORD", "PASSWD", "TOKEN", "SECRET")
 
 
 def looks_secret(name: str) -> bool:
-    """Whole words only: `HF_TOKEN` is secret, `TOKENIZERS_PARALLELISM` is not."""
-    return any(word in _SECRET_WORDS for word in name.upper().split("_"))
+    """By words and their ends: `HF_TOKEN` and `PGPASSWORD` are secret, `TOKENIZERS_PARALLELISM` is not."""
+    words = name.upper().split("_")
+    return any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS) for word in words)
 
 
 def split_secrets(job: JobFile, environ: Mapping[str, str]) -> tuple[JobFile, Secrets]:
@@ -42,13 +43,13 @@ def split_secrets(job: JobFile, environ: Mapping[str, str]) -> tuple[JobFile, Se
     named = tuple(dict.fromkeys((*env.secrets, *written, *passed)))
     secrets = Secrets()
     for name in named:
-        value = written.get(name) or environ.get(name)
-        if not value:
+        value = written[name] if name in written else environ.get(name)
+        if not value and name not in written:  # one that is written empty is meant so
             raise ConfigError(
                 f"the secret {name} is not set in your environment",
                 hint=f"export {name}=…, or take it out of `env.secrets`",
             )
-        secrets[name] = value
+        secrets[name] = value or ""
     kept = {
         "set": {name: value for name, value in env.set.items() if name not in secrets},
         "pass": [name for name in env.pass_ if name not in secrets],

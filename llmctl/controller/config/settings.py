@@ -11,7 +11,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llmctl.controller.config.places import PROJECT_CONFIG, USER_CONFIG, user_config_dir, user_state_dir
+from llmctl.controller.config.places import (
+    PROJECT_CONFIG,
+    USER_CONFIG,
+    expand,
+    user_config_dir,
+    user_state_dir,
+)
 from llmctl.errors import ConfigError
 
 PREFIX = "LLMCTL_"
@@ -81,7 +87,7 @@ def _from_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     values = parsed.model_dump(exclude_unset=True, exclude_none=True, exclude={"version"})
     for name in ("hosts", "state_dir"):
         if name in values:
-            values[name] = str(path.parent / Path(values[name]).expanduser())
+            values[name] = str(path.parent / expand(values[name]))
     return values, {name: document.where((name,)) for name in values}
 
 
@@ -127,5 +133,5 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "output": _choice(OUTPUTS),
     "color": _choice(COLORS),
     "connect_timeout_s": _seconds,
-    "state_dir": lambda value, _variable: str(Path(value).expanduser()),
+    "state_dir": lambda value, _variable: str(expand(value)),
 }

@@ -10,8 +10,8 @@ import llmctl
 from llmctl.errors import ConfigError
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
-    "recipe": ("hosts.yaml", "recipe/job.yaml"),
-    "script": ("hosts.yaml", "script/job.yaml", "script/train.py"),
+    "recipe": ("hosts.yaml", "recipe/job.yaml", ".llmctlignore"),
+    "script": ("hosts.yaml", "script/job.yaml", "script/train.py", ".llmctlignore"),
     "demo": ("demo/hosts.yaml", "demo/job.yaml"),
 }
 """Name of a template -> its files below templates/; each is laid down under its last name."""
@@ -49,10 +49,20 @@ def lay_down(
         keep: leave files that are there as they are.
 
     Raises:
-        ConfigError: no such template, or a file is there and neither `force` nor `keep` is given.
+        ConfigError: no such template, the folder can't be written, or a file is there and neither `force`
+            nor `keep` is given.
     """
     if name not in TEMPLATES:
         raise ConfigError(f"no template `{name}`", hint=f"there are: {', '.join(TEMPLATES)}")
+    try:
+        return _lay_down(name, into, values, force=force, keep=keep)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or into}: {error.strerror}", hint="name another folder") from None
+
+
+def _lay_down(
+    name: str, into: Path, values: Mapping[str, str] | None, *, force: bool, keep: bool
+) -> tuple[Path, ...]:
     files = {into / Path(file).name: file for file in TEMPLATES[name]}
     there = [path for path in files if path.exists()]
     if there and not (force or keep):

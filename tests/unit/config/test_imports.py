@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -104,3 +105,26 @@ def test_whatever_is_rendered_loads_back(name: str, addr: str, user: str | None,
     """Names such as `1e3`, `null` or `0x1F` and addresses with YAML's signs survive the file."""
     entry = HostEntry(name=name, addr=addr, user=user, port=port)
     assert load_back(render_hosts([entry])) == [entry]
+
+
+def test_an_ssh_config_from_a_pipe(tmp_path: Path) -> None:
+    """A pipe has its text only once, and that is enough."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe:
+        pipe.write("Host a b\n")
+    try:
+        assert [entry.name for entry in import_file(f"/dev/fd/{reader}")] == ["a", "b"]
+    finally:
+        os.close(reader)
+
+
+def test_what_could_not_be_loaded_is_not_rendered() -> None:
+    """A pool's name that hosts.yaml would refuse is refused when it is asked for."""
+    with pytest.raises(ConfigError, match="--pool must be lower-case letters"):
+        render_hosts([HostEntry(name="a", addr="a")], pool="A B")
+
+
+def test_a_home_of_nobody_is_told() -> None:
+    """`hosts import ~nouser/x` is the user's mistake, not a crash."""
+    with pytest.raises(ConfigError, match="no home folder is known for ~no-such-user"):
+        import_file("~no-such-user/x")

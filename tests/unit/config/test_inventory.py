@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,30 @@ def test_a_named_file_that_is_missing_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "hosts.yaml").touch()
     with pytest.raises(ConfigError, match=r"other.yaml \(from LLMCTL_HOSTS\) does not exist"):
         find_inventory(None, {"LLMCTL_HOSTS": "other.yaml"}, tmp_path)
+
+
+def test_a_pipe_is_a_hosts_file(tmp_path: Path) -> None:
+    """`--hosts <(...)` and /dev/stdin are read; a folder is called one."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe:
+        pipe.write(TWO)
+    try:
+        path = find_inventory(f"/dev/fd/{reader}", {}, tmp_path)
+        assert len(load_inventory(path).all_hosts()) == 3
+    finally:
+        os.close(reader)
+    with pytest.raises(ConfigError, match="is a folder"):
+        find_inventory(str(tmp_path), {}, tmp_path)
+
+
+def test_a_home_of_nobody_is_told(tmp_path: Path) -> None:
+    """`--hosts ~nouser/h` is the user's mistake, not a crash."""
+    with pytest.raises(ConfigError, match="no home folder is known for ~no-such-user"):
+        find_inventory("~no-such-user/h", {}, tmp_path)
+
+
+def test_pools_are_named_once(inventory_file: Path) -> None:
+    """A pool that is near to none is answered with the pools, in the message or the hint but not both."""
+    with pytest.raises(ConfigError, match="known: main, small") as caught:
+        select_hosts(load_inventory(inventory_file), pool="zzz")
+    assert caught.value.hint is None

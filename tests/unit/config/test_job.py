@@ -10,6 +10,7 @@ import pytest
 from llmctl.controller.config.job import job_for_record, load_job, resolve
 from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.overrides import JobOverrides, parse_shape
+from llmctl.controller.config.secrets import looks_secret
 from llmctl.controller.config.types import Host, Inventory, RunConfig
 from llmctl.errors import ConfigError
 
@@ -265,3 +266,56 @@ def test_load_job_reports_the_file(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("version: 1\nname: demo\nnodes: two\n")
     with pytest.raises(ConfigError, match=r"job.yaml:3: `nodes` must be a whole number"):
         load_job(tmp_path / "job.yaml")
+
+
+def test_a_secret_that_is_written_empty_stays_empty() -> None:
+    """`env.set: {MY_API_KEY: ""}` sends the empty text, never the operator's own key."""
+    config = run_config(job(env={"set": {"MY_API_KEY": ""}}), environ={"MY_API_KEY": "mine"})
+    assert config.secrets == {"MY_API_KEY": ""}
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "GH_PAT", "SENTRY_DSN", "HTTP_AUTH", "MYTOKEN", "hf_token"])
+def test_names_of_secrets(name: str) -> None:
+    """Secrets are known by a word of their name or by how a word ends."""
+    assert looks_secret(name)
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "MAX_TOKENS", "PATH", "TOKENIZERS_PARALLELISM", "PATTERN"])
+def test_names_of_no_secrets(name: str) -> None:
+    """A word that only begins like a secret's is none."""
+    assert not looks_secret(name)
+
+
+@pytest.mark.parametrize("code", [".", "..", "pkg/.."])
+def test_a_secret_in_a_file_that_is_pushed_is_refused(tree: Path, code: str) -> None:
+    """A job.yaml inside `code.path` is copied to every host, and the value with it."""
+    script = "train.py" if code != ".." else f"{tree.name}/train.py"
+    file = script_job(code={"path": code}, train={"script": script}, env={"set": {"HF_TOKEN": "hf_abc"}})
+    with pytest.raises(ConfigError, match="HF_TOKEN stands in the job file") as caught:
+        run_config(file, tree)
+    assert "env.secrets" in str(caught.value.hint)
+    assert "hf_abc" not in str(caught.value)
+
+
+def test_a_secret_that_no_push_carries_is_taken(tree: Path) -> None:
+    """From `--env`, or in a job file outside `code.path`, a secret's value is sent as one."""
+    assert run_config(script_job(), tree, env={"HF_TOKEN": "x"}).secrets == {"HF_TOKEN": "x"}
+    (tree / "pkg/train.py").touch()
+    outside = script_job(code={"path": "pkg"}, env={"set": {"HF_TOKEN": "y"}})
+    assert run_config(outside, tree).secrets == {"HF_TOKEN": "y"}
+
+
+def test_a_home_of_nobody_is_told(tree: Path) -> None:
+    """`~nouser` in `code.path` is the user's mistake, not a crash."""
+    with pytest.raises(ConfigError, match="no home folder is known for ~no-such-user"):
+        run_config(script_job(code={"path": "~no-such-user/x"}), tree)
+
+
+def test_odd_scripts_get_no_odd_suggestion(tree: Path) -> None:
+    """A folder is not answered with some file's name, and an empty script is called empty."""
+    (tree / "train").mkdir()
+    with pytest.raises(ConfigError, match="script train is a folder") as caught:
+        run_config(script_job(train={"script": "train"}), tree)
+    assert caught.value.hint is None
+    with pytest.raises(ConfigError, match=r"`train\.script` is empty"):
+        run_config(script_job(train={"script": ""}), tree)

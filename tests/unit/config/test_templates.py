@@ -11,6 +11,7 @@ from llmctl.controller.config.inventory import load_inventory
 from llmctl.controller.config.job import load_job, resolve
 from llmctl.controller.config.models import ModelSection
 from llmctl.controller.config.templates import TEMPLATES, lay_down, template_dir
+from llmctl.controller.transport.tree import scan
 from llmctl.errors import ConfigError
 
 
@@ -70,3 +71,20 @@ def test_the_sizes_of_the_config_are_the_workers(tmp_path: Path) -> None:
 
     choices = ModelSection.model_json_schema()["properties"]["size"]["enum"]
     assert choices == list(SIZES)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """A file where the folder should be is an error with its path."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file"):
+        lay_down("recipe", tmp_path / "file")
+
+
+def test_results_are_not_pushed_as_code(tmp_path: Path) -> None:
+    """What `init` lays down keeps pulled runs and shards out of the tree, and a package `shards` in it."""
+    lay_down("script", tmp_path)
+    for folder in ("llmctl-runs/a", "llmctl-demo", "shards", "src/shards"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file").touch()
+    paths = {entry.path for entry in scan(tmp_path, cache_dir=tmp_path / "shards").entries}
+    assert paths == {".llmctlignore", "hosts.yaml", "job.yaml", "train.py", "src/shards/file"}
