@@ -71,7 +71,7 @@ class Cluster:
         code.mkdir(exist_ok=True)
         (code / name).write_text(text)
         train = {"script": name, **keys.pop("train", {})}
-        self.write_job(code={"path": "code"}, train=train, **keys)
+        self.write_job(**{"code": {"path": "code"}, "train": train, **keys})
 
     def env(self, **more: str) -> dict[str, str]:
         """An environment with an own, at first empty home, as on a fresh machine."""

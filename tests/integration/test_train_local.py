@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -214,6 +215,18 @@ def test_an_agent_archive_that_was_cut_off_is_sent_again(cluster: Cluster) -> No
     archive.unlink()
     assert cluster.run("train", "-d").stdout.startswith("t-")
     cluster.run("stop", "-y", "--grace", "1")
+
+
+def test_our_own_folders_are_never_pushed_as_code(cluster: Cluster) -> None:
+    """Workdirs and pulled runs that lie in the code folder stay out of the next push, and out of git."""
+    cluster.write_script("print(1)", code={"path": "."}, **DIRECT)
+    (cluster.folder / "train.py").write_text("print(1)")
+    cluster.home.rename(cluster.folder.parent / "home")
+    cluster.home = cluster.folder.parent / "home"
+    first = cluster.run("train").stderr
+    again = cluster.run("train").stderr
+    assert re.search(r"code +4 of 4 files sent", first), first
+    assert re.search(r"code +4 files, already there", again), again
 
 
 def test_a_failed_pull_does_not_replace_the_verdict(cluster: Cluster) -> None:

@@ -38,11 +38,12 @@ def demo(
     The same code path as over SSH: two hosts with a workdir each, an agent and torchrun on each, one
     data-parallel run over both. Then logs and checkpoint are pulled and the model writes some text.
     """
+    from llmctl.controller.cli.pulling import own_folder
     from llmctl.controller.cli.session import Session
     from llmctl.controller.config.templates import lay_down
 
     _require_torch()
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder)
     lay_down("demo", folder, values={"PYTHON": sys.executable}, keep=True)
     session = Session(hosts=str((folder / "hosts.yaml").absolute()))
     try:

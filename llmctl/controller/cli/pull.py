@@ -33,9 +33,8 @@ def pull(
 
     An interrupted pull goes on where it was. Also works while the run goes on.
     """
-    from llmctl.controller.cli.pulling import pull_home
+    from llmctl.controller.cli.pulling import FOLDER, own_folder, pull_home
     from llmctl.controller.cli.session import Session
-    from llmctl.controller.cli.train import FOLDER
     from llmctl.controller.ui.stages import Stages
     from llmctl.errors import ConfigError, HostErrors
 
@@ -45,13 +44,9 @@ def pull(
     try:
         located = session.locate(run)
         connections = session.connect(located.hosts)
+        folder = dest or own_folder(Path(FOLDER)) / located.run_id
         pulled = pull_home(
-            session,
-            connections,
-            located,
-            Stages(session.screen),
-            which=checkpoints,
-            dest=dest or Path(FOLDER) / located.run_id,
+            session, connections, located, Stages(session.screen), which=checkpoints, dest=folder
         )
         if session.json:
             counts = {"files": pulled.files, "bytes": pulled.bytes}

@@ -10,6 +10,18 @@ from llmctl.controller.collect.pull import Pulled, pull_run
 from llmctl.controller.transport.pool import Connections
 from llmctl.controller.ui.stages import Stages
 
+FOLDER = "llmctl-runs"
+"""Where runs are pulled to by default, below the current folder."""
+
+
+def own_folder(path: Path) -> Path:
+    """Make a folder of ours that neither git nor a push takes along; returns it."""
+    path.mkdir(parents=True, exist_ok=True)
+    ignore = path / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")
+    return path
+
 
 def pull_home(
     session: Session,

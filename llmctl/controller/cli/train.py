@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from llmctl.controller.transport.pool import Connections
     from llmctl.controller.ui.stages import Stages
 
-FOLDER = "llmctl-runs"
-"""Where runs are pulled to by default, below the current folder."""
-
 EPILOG = (
     "Examples:\n\n"
     "    llmctl train -f job.yaml\n\n"
@@ -88,6 +85,7 @@ def train(
     Checks the hosts, pushes the code, starts a node agent on each, which starts torchrun; then shows the
     run. The exit code is the run's verdict: 0 succeeded, 100 failed, 103 stopped, 130 detached by Ctrl-C.
     """
+    from llmctl.controller.cli.pulling import FOLDER
     from llmctl.controller.cli.session import Session
     from llmctl.controller.config.overrides import JobOverrides, parse_assignment, parse_shape
 
@@ -324,9 +322,10 @@ def _bring_home(
     dest: Path,
 ) -> Path | None:
     """Pull at the end of a run; where that fails, the run's verdict stands all the same."""
-    from llmctl.controller.cli.pulling import pull_home
+    from llmctl.controller.cli.pulling import own_folder, pull_home
 
     try:
+        own_folder(dest.parent)
         pull_home(session, connections, located, stages, which=which, dest=dest)
         return dest
     except KeyboardInterrupt:

@@ -18,7 +18,9 @@ sec os; sed -n 's/^PRETTY_NAME=//p' /etc/os-release 2>/dev/null
 sec cores; nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
 sec memory; sed -n 's/^MemTotal: *//p' /proc/meminfo 2>/dev/null
 sec workdir; printf '%s\n' "$W"
-(umask 077; mkdir -p "$W/runs" "$W/agent" "$W/code" "$W/cache") 2>&1 && test -w "$W" && echo writable
+# A workdir of a local host may lie inside the code folder: neither git nor a push takes it along.
+(umask 077; mkdir -p "$W" && { [ -e "$W/.gitignore" ] || echo '*' >"$W/.gitignore"; } &&
+  mkdir -p "$W/runs" "$W/agent" "$W/code" "$W/cache") 2>&1 && test -w "$W" && echo writable
 sec disk; df -Pk "$W" 2>/dev/null || df -Pk "$HOME"
 sec tools; for t in tar zstd gzip cp; do command -v $t >/dev/null 2>&1 && echo $t; done
 sec gpus; command -v nvidia-smi >/dev/null 2>&1 &&
