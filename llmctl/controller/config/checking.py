@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from llmctl.controller.config.models import PATTERN_WORDS
+from llmctl.controller.config.secrets import looks_secret
 from llmctl.controller.config.yamlfile import Document, Loc
 from llmctl.errors import ConfigError
 
@@ -67,8 +68,18 @@ def found(value: Any) -> str:
     if isinstance(value, int | float):
         return f"the number {value}"
     if isinstance(value, str):
-        return f'text "{value}"' if len(value) <= 40 else f'text "{value[:37]}…"'
+        text = value if len(value) <= 40 else f"{value[:37]}…"
+        return f'text "{text if text.isprintable() else repr(text)[1:-1]}"'
     return "a list" if isinstance(value, list) else "a mapping"
+
+
+def _found_kind(value: Any) -> str:
+    """As `found`, for a value that may be a secret: never itself."""
+    if isinstance(value, bool):
+        return "a bool"
+    return (
+        "a number" if isinstance(value, int | float) else "text" if isinstance(value, str) else found(value)
+    )
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
@@ -116,9 +127,12 @@ def _sentence(model: type[BaseModel], kind: str, loc: Loc, entry: Any, what: str
         return f"`{loc[-1]}` in {_inside(loc, what)} must be {_pattern_words(entry)}"
     if kind in ("too_short", "too_long"):
         return f"`{path_text(loc)}` must have {_length_words(entry['ctx'])}, found {len(entry['input'])}"
+    if kind == "value_error":
+        return f"`{path_text(loc)}`: {entry['ctx']['error']}"
     value = entry["input"]
     near = _near_choice(value, entry) if kind == "literal_error" else ""
-    return f"`{path_text(loc)}` must be {_wanted(kind, entry)}, found {found(value)}{near}"
+    shown = _found_kind(value) if loc[:2] == ("env", "set") and looks_secret(str(loc[-1])) else found(value)
+    return f"`{path_text(loc)}` must be {_wanted(kind, entry)}, found {shown}{near}"
 
 
 def path_text(loc: Loc) -> str:

@@ -5,20 +5,24 @@ docs/reference/config.md is generated from these, so every field says what it me
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
-ADDR = r"^[^\s@,;'\"/\\-][^\s@,;'\"/\\]*$"
+ADDR = r"^[^\s\x00@,;'\"/\\-][^\s\x00@,;'\"/\\]*$"
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+TEXT = r"^[^\x00]*$"
+FILLED = r"^[^\x00]+$"
 
 PATTERN_WORDS = {
     NAME: "lower-case letters, digits and `-` (1 to 48)",
     HOST_NAME: "letters, digits, `.`, `_` and `-` (1 to 64), a letter or digit first and last",
     ADDR: "an address or alias, without user, port or spaces",
     ENV_NAME: "the name of an environment variable: letters, digits and `_`, no digit first",
+    TEXT: "text without a NUL character",
+    FILLED: "text that is not empty, without a NUL character",
 }
 """What an error says of a text that does not fit its pattern."""
 
@@ -26,6 +30,20 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 HostName = Annotated[str, StringConstraints(pattern=HOST_NAME)]
 Addr = Annotated[str, StringConstraints(pattern=ADDR)]
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
+Text = Annotated[str, StringConstraints(pattern=TEXT)]
+"""Any text that can be an argument, a path or a variable's value: those end at a NUL."""
+Filled = Annotated[str, StringConstraints(pattern=FILLED)]
+
+SHAPES = {
+    "tiny": (192, 6, 2),
+    "small": (512, 8, 4),
+    "125m": (768, 12, 4),
+    "350m": (1024, 16, 8),
+    "1b": (2048, 32, 8),
+    "3b": (3072, 24, 8),
+    "7b": (4096, 32, 32),
+}
+"""`dim`, `heads` and `kv_heads` of each size, as in worker/model/sizes.py (a unit test compares them)."""
 
 
 class Strict(BaseModel):
@@ -37,13 +55,15 @@ class Strict(BaseModel):
 class HostDefaults(Strict):
     """What every host of the file has unless it says otherwise."""
 
-    user: str | None = Field(None, description="login name; else `~/.ssh/config`, else your own")
+    user: Filled | None = Field(None, description="login name; else `~/.ssh/config`, else your own")
     port: int | None = Field(None, ge=1, le=65535, description="SSH port; else `~/.ssh/config`, else 22")
-    identity_file: str | None = Field(None, description="private key; else ssh-agent and the usual keys")
-    workdir: str = Field("~/.llmctl", description="where llmctl keeps everything on the host")
-    python: str = Field("python3", description="interpreter that has torch; absolute, or found on PATH")
+    identity_file: Filled | None = Field(None, description="private key; else ssh-agent and the usual keys")
+    workdir: Filled = Field("~/.llmctl", description="where llmctl keeps everything on the host")
+    python: Filled = Field("python3", description="interpreter that has torch; absolute, or found on PATH")
     slots: int | None = Field(None, ge=1, description="ranks per host; else its GPUs, else 1")
-    proxy_jump: str | None = Field(None, description="host to jump through: a name here or `user@addr:port`")
+    proxy_jump: Filled | None = Field(
+        None, description="host to jump through: a name here or `user@addr:port`"
+    )
 
 
 class HostEntry(Strict):
@@ -51,15 +71,15 @@ class HostEntry(Strict):
 
     name: HostName = Field(description="what every message calls it")
     addr: Addr = Field(description="address or `~/.ssh/config` alias; `local`: this machine, without SSH")
-    user: str | None = Field(None, description="as in `defaults`")
+    user: Filled | None = Field(None, description="as in `defaults`")
     port: int | None = Field(None, ge=1, le=65535, description="as in `defaults`")
-    identity_file: str | None = Field(None, description="as in `defaults`")
-    workdir: str | None = Field(None, description="as in `defaults`")
-    python: str | None = Field(None, description="as in `defaults`")
+    identity_file: Filled | None = Field(None, description="as in `defaults`")
+    workdir: Filled | None = Field(None, description="as in `defaults`")
+    python: Filled | None = Field(None, description="as in `defaults`")
     slots: int | None = Field(None, ge=1, description="as in `defaults`")
-    proxy_jump: str | None = Field(None, description="as in `defaults`")
-    internal_addr: str | None = Field(None, description="IP by which the other hosts reach this one")
-    interface: str | None = Field(None, description="network interface for the job; else by route")
+    proxy_jump: Filled | None = Field(None, description="as in `defaults`")
+    internal_addr: Filled | None = Field(None, description="IP by which the other hosts reach this one")
+    interface: Filled | None = Field(None, description="network interface for the job; else by route")
 
 
 class Pool(Strict):
@@ -79,13 +99,13 @@ class HostsFile(Strict):
 class CodeSection(Strict):
     """What is pushed to the hosts."""
 
-    path: str = Field(".", description="folder to push, relative to this file; `.gitignore` rules apply")
+    path: Filled = Field(".", description="folder to push, relative to this file; `.gitignore` rules apply")
 
 
 class EnvSection(Strict):
     """Environment of the ranks; nothing else of yours is forwarded."""
 
-    set: dict[EnvName, str] = Field(default_factory=dict, description="names and values")
+    set: dict[EnvName, Text] = Field(default_factory=dict, description="names and values")
     pass_: list[EnvName] = Field(default_factory=list, alias="pass", description="taken from your shell")
     secrets: list[EnvName] = Field(
         default_factory=list,
@@ -96,16 +116,16 @@ class EnvSection(Strict):
 class DataSection(Strict):
     """The tokenised corpus."""
 
-    uri: str = Field(description="folder of token shards made by `llmctl data shard`; a path or fsspec URL")
+    uri: Text = Field(description="folder of token shards made by `llmctl data shard`; a path or fsspec URL")
 
 
 class TrainSection(Strict):
     """How the ranks are started."""
 
-    script: str | None = Field(
+    script: Text | None = Field(
         None, description="your script, relative to `code.path`; without it the recipe trains"
     )
-    args: list[str] = Field(default_factory=list, description="its arguments; `--` on the command line adds")
+    args: list[Text] = Field(default_factory=list, description="its arguments; `--` on the command line adds")
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with GPUs, else gloo")
     launcher: Literal["torchrun", "direct"] = Field(
         "torchrun", description="direct: the agent starts the ranks itself, about 1.4 s sooner"
@@ -120,7 +140,9 @@ class OptimizerSection(Strict):
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="share of `lr` left at the last step")
     warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
-    betas: list[float] = Field(default=[0.9, 0.95], min_length=2, max_length=2, description="Adam's betas")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=[0.9, 0.95], min_length=2, max_length=2, description="Adam's betas"
+    )
     weight_decay: float = Field(0.1, ge=0, description="on matrices only")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
@@ -139,6 +161,19 @@ class ModelSection(Strict):
     ffn_dim: int | None = Field(None, ge=8, description="width of the SwiGLU layer")
     tied_head: bool | None = Field(None, description="share the embedding with the output head")
     rope_theta: float | None = Field(None, gt=0, description="base of the rotary embedding")
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Self:
+        """The worker would refuse the same, but on every host and after the push."""
+        dim, heads, kv_heads = SHAPES[self.size]
+        dim, heads, kv_heads = self.dim or dim, self.heads or heads, self.kv_heads or kv_heads
+        if dim % heads:
+            raise ValueError(f"`dim` {dim} can't be divided by `heads` {heads}")
+        if dim // heads % 2:
+            raise ValueError(f"`dim` / `heads` is {dim // heads}; the rotary embedding needs an even number")
+        if heads % kv_heads:
+            raise ValueError(f"`heads` {heads} can't be divided by `kv_heads` {kv_heads}")
+        return self
 
 
 class RecipeSection(Strict):
@@ -160,7 +195,7 @@ class RecipeSection(Strict):
 class CheckpointSection(Strict):
     """Checkpoints of the recipe."""
 
-    uri: str | None = Field(None, description="store for checkpoints; else each host's run directory")
+    uri: Text | None = Field(None, description="store for checkpoints; else each host's run directory")
     every: int = Field(100, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(3, ge=1, description="committed checkpoints that stay")
     resume: bool = Field(True, description="continue from the last committed one")
@@ -185,9 +220,9 @@ class SettingsFile(Strict):
     """`llmctl.yaml` of a project and `~/.config/llmctl/config.yaml`: settings of the tool itself."""
 
     version: Literal[1] = Field(1, description="form of this file")
-    hosts: str | None = Field(None, description="hosts file, relative to this file")
+    hosts: Filled | None = Field(None, description="hosts file, relative to this file")
     pool: Name | None = Field(None, description="pool for jobs that name none")
     output: Literal["text", "json"] = Field("text", description="what read commands print")
     color: Literal["auto", "always", "never"] = Field("auto", description="auto: on a terminal")
     connect_timeout_s: float = Field(10.0, gt=0, description="seconds for one host to answer")
-    state_dir: str | None = Field(None, description="the ledger and caches; else the XDG state folder")
+    state_dir: Filled | None = Field(None, description="the ledger and caches; else the XDG state folder")

@@ -35,7 +35,7 @@ SENTENCES = [
         PLACE + "`recipe.optimizer.lr` must be greater than 0, found the number 0",
     ),
     (
-        "recipe: {optimizer: {betas: [1]}}",
+        "recipe: {optimizer: {betas: [0.9]}}",
         PLACE + "`recipe.optimizer.betas` must have at least 2 entries, found 1",
     ),
     ("recipe: {model: {size: 8b}}", PLACE + "`recipe.model.size` must be `tiny`, `small`"),
@@ -47,7 +47,22 @@ SENTENCES = [
     ("train: {args: [--lr, 1]}", PLACE + "`train.args[1]` must be text, found the number 1"),
     ("env: {set: {DEBUG: 1}}", PLACE + "`env.set.DEBUG` must be text, found the number 1"),
     ("env: {set: {1A: x}}", PLACE + "`1A` in `env.set` must be the name of an environment variable"),
+    ("env: {set: {HF_TOKEN: 1}}", PLACE + "`env.set.HF_TOKEN` must be text, found a number"),
     ("pool: Main", PLACE + "`pool` must be lower-case letters"),
+    (
+        "recipe: {optimizer: {betas: [0.9, 1]}}",
+        PLACE + "`recipe.optimizer.betas[1]` must be less than 1, found the number 1",
+    ),
+    ("recipe: {optimizer: {betas: [-0.1, 0.9]}}", PLACE + "`recipe.optimizer.betas[0]` must be at least 0"),
+    (
+        "recipe: {model: {heads: 5}}",
+        PLACE + "`recipe.model`: `dim` 192 can't be divided by `heads` 5",
+    ),
+    (
+        "recipe: {model: {size: 125m, kv_heads: 5}}",
+        PLACE + "`recipe.model`: `heads` 12 can't be divided by `kv_heads` 5",
+    ),
+    ("recipe: {model: {dim: 18}}", PLACE + "`recipe.model`: `dim` / `heads` is 3; the rotary"),
 ]
 
 
@@ -97,3 +112,38 @@ def test_places_inside_lists_and_pools() -> None:
         caught.value.message
         == "hosts.yaml:6: unknown key `adr` in `pools.main.hosts[1]`; did you mean `addr`?"
     )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'train: {args: ["a\\0"]}',
+        'train: {script: "a\\0"}',
+        'env: {set: {A: "a\\0"}}',
+        'data: {uri: "a\\0"}',
+        'checkpoint: {uri: "a\\0"}',
+        'code: {path: "a\\0"}',
+    ],
+)
+def test_a_nul_is_refused_where_it_could_not_travel(body: str) -> None:
+    """Arguments, paths and variables end at a NUL, so one in them is refused, and shown as an escape."""
+    line = problem(body).line()
+    assert "without a NUL character" in line
+    assert line.isprintable()
+
+
+def test_a_secret_value_is_not_in_the_error() -> None:
+    """What is wrong with a secret's value is told without the value."""
+    error = problem('env: {set: {HF_TOKEN: "hf_abc\\0"}}')
+    assert "without a NUL character, found text" in error.line()
+    assert "hf_abc" not in error.line() + str(error.hint)
+
+
+@pytest.mark.parametrize("key", ["addr", "python", "workdir", "user", "interface"])
+def test_an_empty_word_of_a_host_is_refused(key: str) -> None:
+    """`python: ""` is a mistake, not the default."""
+    values = {"name": "a", "addr": "x", key: ""}
+    entry = ", ".join(f'{name}: "{value}"' for name, value in values.items())
+    text = f"version: 1\npools: {{p: {{hosts: [{{{entry}}}]}}}}"
+    with pytest.raises(ConfigError, match=f"`pools.p.hosts\\[0\\].{key}` must be"):
+        check_document(HostsFile, parse_yaml(text, "hosts.yaml"), "the inventory")
