@@ -118,7 +118,7 @@ class _Follower:
     def _wanted(self, name: str) -> bool:
         rank = _RANK_LOG.match(name)
         if rank is None:
-            return name == "launcher.log"
+            return name == "launcher.log" and not self._request.ranks
         return not self._request.ranks or int(rank[1]) in self._request.ranks
 
 

@@ -41,7 +41,8 @@ def attach(
         connections = session.connect(located.hosts)
         total = located.record.total if located.record else None
         shown = _is_script(located) if logs is None else logs
-        display = TrainingView(session.screen, total=total, logs=shown)
+        names = [host.name for host in located.hosts]
+        display = TrainingView(session.screen, total=total, logs=shown, hosts=names)
         request = FollowRequest(logs=shown, tail=TAIL_LINES)
         try:
             view = follow_to_end(session, connections, located, display, request)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmctl.controller.cli.options import HostsOption, OutputOption, RunArgument, checked_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmctl.controller.cli.session import Session
     from llmctl.controller.collect.view import RunView
     from llmctl.controller.config.types import Host
@@ -46,6 +48,9 @@ def status(
 
     States: starting, running, lost-contact, succeeded, failed, cancelled. Losing contact is not failing:
     the job may be fine. A run that has ended is shown from the ledger, without asking a host.
+
+    With `-w`, a lost connection ends nothing: the last view stays, with what is wrong. `-w -o json` prints
+    one document per line and refresh; "error" tells why its content is not fresh, else it is null.
     """
     from llmctl.controller.cli.session import Session
 
@@ -61,28 +66,46 @@ def status(
 
 
 def _all(session: Session, *, everything: bool, watch: bool, number: int) -> int:
-    from llmctl.controller.ui.runs import rows_table, show_rows
+    from llmctl.controller.ui.rows import show_rows
 
     def once() -> tuple[list[RunView | RunRecord], list[LlmctlError]]:
         return _rows(session, everything=everything, number=number)
 
     if watch:
-        from llmctl.controller.ui.runs import live
-
-        live(session.screen, lambda: rows_table(*once()), REFRESH_S)
+        _watch_all(session, once)
         return 0
     rows, errors = once()
     if session.json:
-        from llmctl.controller.ui.runs import row_document
-
-        document = {
-            "runs": [row_document(row) for row in rows],
-            "unreachable": [{"host": error.host, "error": error.message} for error in errors],
-        }
-        session.screen.document("status", document)
-        return 0
-    show_rows(session.screen, rows, errors)
+        session.screen.document("status", _document(rows, errors))
+    else:
+        show_rows(session.screen, rows, errors)
     return 0
+
+
+def _watch_all(
+    session: Session, once: Callable[[], tuple[list[RunView | RunRecord], list[LlmctlError]]]
+) -> None:
+    """Until Ctrl-C, or until nobody reads any more."""
+    from llmctl.controller.ui.live import live, refreshed, with_error
+    from llmctl.controller.ui.rows import live_rows
+
+    answers = refreshed(once, REFRESH_S)
+    if session.json:
+        for (rows, errors), error in answers:
+            document = {**_document(rows, errors), "error": error and error.line()}
+            session.screen.document("status", document, one_line=True)
+    else:
+        out = session.screen.out
+        live(session.screen, (with_error(live_rows(*told, out.width), error) for told, error in answers))
+
+
+def _document(rows: list[RunView | RunRecord], errors: list[LlmctlError]) -> dict[str, Any]:
+    from llmctl.controller.ui.rows import row_document
+
+    return {
+        "runs": [row_document(row) for row in rows],
+        "unreachable": [{"host": error.host, "error": error.message} for error in errors],
+    }
 
 
 def _rows(
@@ -118,7 +141,7 @@ def _from_inventory(session: Session) -> tuple[list[RunView], list[LlmctlError]]
 def _from_ledger(session: Session, records: list[RunRecord]) -> list[RunView | RunRecord]:
     """Rows of known runs; all hosts of those that go on are asked at once."""
     rows: list[RunView | RunRecord] = []
-    open_records = [record for record in records if not record.state.ended and record.hosts]
+    open_records = [record for record in records if not record.settled and record.hosts]
     rows += [_view_of(r) or r for r in records if r not in open_records]
     if not open_records:
         return rows
@@ -151,8 +174,9 @@ def _row(
     if view is not None:
         session.remember(view, hosts)
         return view
-    reason = errors[0].line() if errors else "its hosts have no such run: it was never started, or removed"
-    return replace(record, state=RunState.LOST_CONTACT, reason=reason)
+    if errors:
+        return replace(record, state=RunState.LOST_CONTACT, reason=errors[0].line())
+    return replace(record, state=RunState.FAILED, reason="its hosts have no such run: it never started")
 
 
 def _one(session: Session, key: str, *, watch: bool, ask: bool) -> int:
@@ -171,18 +195,30 @@ def _one(session: Session, key: str, *, watch: bool, ask: bool) -> int:
         return view
 
     if watch:
-        from llmctl.controller.ui.runs import detail, live
-
-        live(session.screen, lambda: detail(once()), REFRESH_S)
+        _watch_one(session, once)
         return 0
     _show_one(session, once())
     return 0
 
 
+def _watch_one(session: Session, once: Callable[[], RunView]) -> None:
+    """Until Ctrl-C, or until nobody reads any more."""
+    from llmctl.controller.ui.live import live, refreshed, with_error
+    from llmctl.controller.ui.runs import detail
+
+    answers = refreshed(once, REFRESH_S)
+    if session.json:
+        for view, error in answers:
+            document = {"run": view, "shown_at": time.time(), "error": error and error.line()}
+            session.screen.document("run", document, one_line=True)
+    else:
+        live(session.screen, (with_error(detail(view), error) for view, error in answers))
+
+
 def _ended_view(session: Session, key: str) -> RunView | None:
     """The last view of a run that has ended; what can't change any more costs no connection."""
     record = session.ledger.get(key)
-    return _view_of(record) if record is not None and record.state.ended else None
+    return _view_of(record) if record is not None and record.settled else None
 
 
 def _view_of(record: RunRecord) -> RunView | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -13,12 +14,17 @@ from rich.markup import escape
 from llmctl.errors import HostErrors, LlmctlError
 from llmctl.wire import codec
 
+UNLIMITED = 10_000
+"""Columns where no terminal sets a limit: a pipe gets every id whole."""
+
 
 def make_console(*, stderr: bool, color: str = "auto") -> Console:
-    """A console that never wraps a fact in the middle of a word where there is no terminal."""
+    """A console that neither wraps nor cuts where there is no terminal, and shows `?` for what it can't."""
     stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
     plain = color == "never" or (color == "auto" and not stream.isatty())
-    return Console(
+    console = Console(
         stderr=stderr,
         highlight=False,
         no_color=plain,
@@ -26,6 +32,9 @@ def make_console(*, stderr: bool, color: str = "auto") -> Console:
         soft_wrap=not stream.isatty(),
         emoji=False,
     )
+    if not console.is_terminal or not (stderr or stream.isatty()):
+        console.width = UNLIMITED
+    return console
 
 
 SHORTEST_SECRET = 6
@@ -73,10 +82,15 @@ class Screen:
         """A line of the command's result, on stdout."""
         self.out.print(escape(self.clean(text)))
 
-    def document(self, kind: str, body: Mapping[str, Any]) -> None:
-        """The command's whole result as one JSON document on stdout, and nothing else there."""
+    def document(self, kind: str, body: Mapping[str, Any], *, one_line: bool = False) -> None:
+        """The command's result as one JSON document on stdout, and nothing else there.
+
+        `one_line`: for a verb that prints a document again and again (JSON lines).
+        """
         payload = {"schema": codec.SCHEMA, "kind": kind, **codec.encode(dict(body))}
-        sys.stdout.write(self.clean(json.dumps(payload, indent=2, ensure_ascii=False)) + "\n")
+        escaped = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
+        text = json.dumps(payload, indent=None if one_line else 2, ensure_ascii=escaped)
+        sys.stdout.write(self.clean(text) + "\n")
         sys.stdout.flush()
 
     def error(self, error: LlmctlError, exit_code: int) -> None:

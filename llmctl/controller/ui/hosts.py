@@ -30,11 +30,11 @@ def inventory_table(inventory: Inventory) -> Table:
 
 
 def check_table(results: Mapping[str, Checked | LlmctlError]) -> Table:
-    """One line per host: its facts and the verdict, or why it can't be asked."""
+    """One line per host: its facts and the verdict. Why one can't be asked is the caller's to print below."""
     table = _table("HOST", "VERDICT", "SYSTEM", "CPU", "MEMORY", "DISK FREE", "PYTHON", "TORCH", "GPUS")
     for name, result in results.items():
         if isinstance(result, LlmctlError):
-            table.add_row(escape(name), "[red]no contact[/]", escape(result.message))
+            table.add_row(escape(name), "[red]no contact[/]", "see below")
             continue
         table.add_row(escape(name), _verdict(result), *_facts(result.facts))
     return table

@@ -20,10 +20,19 @@ def read_steps(pulled: Path) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(pulled.glob("*/attempt-*/metrics.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            document = json.loads(line)
-            if document.get("kind") == metrics.STEP:
+            document = _object(line)
+            if document.get("kind") == metrics.STEP and isinstance(document.get("step"), int):
                 found[document["step"]] = document
     return [found[step] for step in sorted(found)]
+
+
+def _object(line: str) -> dict[str, Any]:
+    """Scripts append to metrics.jsonl too, and a cut line is none: what is no JSON object counts as empty."""
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def loss_table(lines: Sequence[dict[str, Any]]) -> Table:

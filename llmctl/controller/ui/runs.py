@@ -1,26 +1,18 @@
-"""Runs for people: the status table, one run in full, and the verdict of a finished one."""
+"""One run for people: in full, and the verdict of a finished one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from llmctl.controller.collect.view import Failure, NodeView, RunView
-from llmctl.controller.ledger.records import RunRecord
-from llmctl.controller.ui.console import Screen
 from llmctl.controller.ui.format import age, duration, number, rate, steps
-from llmctl.errors import LlmctlError
-from llmctl.wire import codec
+from llmctl.controller.ui.plain import plain
 from llmctl.wire.states import NodeState, RunState
-
-Row = RunView | RunRecord
 
 STYLE = {
     "starting": "cyan",
@@ -32,53 +24,6 @@ STYLE = {
 }
 LAST_WORDS = 6
 """Lines of the failing rank's log that a verdict shows; `llmctl logs` has them all."""
-
-
-def show_rows(screen: Screen, rows: list[Row], errors: list[LlmctlError]) -> None:
-    """The table on stdout; unreachable hosts and what to do when there is nothing on stderr."""
-    if rows:
-        screen.out.print(rows_table(rows, errors))
-    elif not errors:
-        screen.say("no runs yet.   llmctl demo · llmctl init · llmctl train -f job.yaml")
-    for error in errors:
-        screen.warn(f"{error.line()}; its runs are not shown")
-
-
-def rows_table(rows: list[Row], _errors: list[LlmctlError]) -> Table:
-    """One line per run."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("RUN", "STATE", "NODES", "STEP", "LOSS", "TOK/S", "AGE"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("NOTE", overflow="fold", ratio=1)
-    for row in rows:
-        state = row.state.value
-        nodes, note = _nodes_and_note(row)
-        table.add_row(
-            escape(row.run_id),
-            f"[{STYLE[state]}]{state}[/]",
-            nodes,
-            steps(row.step, row.total),
-            number(row.loss),
-            rate(row.tokens_per_s),
-            age(time.time() - row.created_at),
-            escape(note),
-        )
-    return table
-
-
-def _nodes_and_note(row: Row) -> tuple[str, str]:
-    if isinstance(row, RunView):
-        return f"{row.answered}/{len(row.nodes)}", row.note
-    return f"-/{len(row.hosts)}" if not row.state.ended else str(len(row.hosts)), row.reason
-
-
-def row_document(row: Row) -> dict[str, Any]:
-    """One run for `-o json`; the same keys whether its hosts or the ledger told."""
-    keys = ("run_id", "name", "state", "attempt", "created_at", "step", "total", "loss", "tokens_per_s")
-    document = {key: codec.encode(getattr(row, key)) for key in keys}
-    nodes, note = _nodes_and_note(row)
-    hosts = [n.host for n in row.nodes] if isinstance(row, RunView) else [h.name for h in row.hosts]
-    return {**document, "hosts": hosts, "nodes": nodes, "note": note}
 
 
 def detail(view: RunView) -> RenderableType:
@@ -99,11 +44,23 @@ def verdict_lines(view: RunView) -> list[str]:
         return [f"{view.run_id} succeeded{at} in {took}{loss}{kept}"]
     if view.state is RunState.CANCELLED:
         at = f" at step {view.step}" if view.step is not None else ""
-        return [f"{view.run_id} was stopped{at}"]
+        return [f"{view.run_id} was stopped{at}", *_unsettled(view)]
     if view.state is RunState.FAILED:
         at = f", at step {view.step}" if view.step is not None else ""
-        return [f"{view.run_id} failed in attempt {view.attempt}{at}", *failure_lines(view)]
+        return [
+            f"{view.run_id} failed in attempt {view.attempt}{at}",
+            *failure_lines(view),
+            *_unsettled(view),
+        ]
     return [f"{view.run_id} is {view.state.value}: {view.note or 'not every host can be asked'}"]
+
+
+def _unsettled(view: RunView) -> list[str]:
+    """The nodes of an ended run that may still hold processes: they go on, or nobody can tell."""
+    going_on = [node.host for node in view.nodes if node.state is not None and not node.state.ended]
+    lines = [f"{', '.join(going_on)} still running: llmctl stop {view.run_id}"] if going_on else []
+    unknown = [node for node in view.nodes if node.state is None and not node.missing]
+    return lines + [f"{node.host} unknown ({node.error}): llmctl stop {view.run_id}" for node in unknown]
 
 
 def failure_lines(view: RunView) -> list[str]:
@@ -113,7 +70,7 @@ def failure_lines(view: RunView) -> list[str]:
     if then:
         followed = " · ".join(f"{_failure(f)} +{f.at - first.at:.1f} s" for f in then)
         lines.append(f"then            {followed}")
-    words = [line for line in first.log if line.strip()][-LAST_WORDS:]
+    words = [words for line in first.log if (words := plain(line)).strip()][-LAST_WORDS:]
     lines += [f"{'last words' if n == 0 else '':<15} {line}" for n, line in enumerate(words)]
     rank = "" if first.rank is None else f" --rank {first.rank.rank}"
     lines.append(f"logs            llmctl logs {view.run_id}{rank}")
@@ -151,7 +108,8 @@ def _headline(view: RunView) -> list[str | tuple[str, str]]:
 
 def _nodes_table(view: RunView) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("HOST", "NODE", "RANKS", "STATE", "LAST EVENT"):
+    table.add_column("HOST", no_wrap=True, min_width=max((len(node.host) for node in view.nodes), default=0))
+    for title in ("NODE", "RANKS", "STATE", "LAST EVENT"):
         table.add_column(title, no_wrap=True)
     table.add_column("NOTE", overflow="fold", ratio=1)
     for node in view.nodes:
@@ -162,7 +120,7 @@ def _nodes_table(view: RunView) -> Table:
             str(node.nproc),
             f"[{STYLE.get(state, 'yellow')}]{state}[/]",
             "-" if node.last_event_age_s is None else f"{age(node.last_event_age_s)} ago",
-            escape(_node_note(node)),
+            escape(plain(_node_note(node))),
         )
     return table
 
@@ -176,15 +134,3 @@ def _node_note(node: NodeView) -> str:
     if node.lease_age_s is not None and node.lease_age_s > 10:
         return f"agent's lease is {age(node.lease_age_s)} old"
     return ""
-
-
-def live(screen: Screen, render: Callable[[], RenderableType], every_s: float) -> None:
-    """Show `render()` again and again until Ctrl-C; without a terminal, one after the other."""
-    if not screen.out.is_terminal:
-        while True:
-            screen.out.print(render())
-            time.sleep(every_s)
-    with Live(render(), console=screen.out, auto_refresh=False, screen=False) as display:
-        while True:
-            time.sleep(every_s)
-            display.update(render(), refresh=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +21,13 @@ class Stage:
         self.text = ""
         self._show = show
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def add_bytes(self, _path: str, count: int) -> None:
         """Bytes that have arrived since the last call; the spinner shows the sum. Any thread may call."""
-        self._bytes += count
-        self._show(size(self._bytes))
+        with self._lock:
+            self._bytes += count
+            self._show(size(self._bytes))
 
 
 class Stages:

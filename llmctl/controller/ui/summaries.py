@@ -31,17 +31,20 @@ def hosts_line(hosts: Sequence[Host], facts: Mapping[str, HostFacts]) -> str:
 
 
 def code_line(prepared: Prepared) -> str:
-    """`3 of 214 files sent (18 kB) · tree 9c1f2a`, of the host that needed most."""
+    """`3 of 214 files sent (18 kB) · tree 9c1f2a`, of the host that needed most; a dry run sends nothing."""
     tree = prepared.tree
     pushed = [ready.pushed for ready in prepared.ready.values() if ready.pushed is not None]
-    if tree is None or not pushed:
+    if tree is None:
         return ""
+    left = f" · {_left_out(tree)} left out" if tree.ignored or tree.special else ""
+    if not pushed:
+        plural = "" if tree.files == 1 else "s"
+        return f"{tree.files} file{plural}, {size(tree.bytes)} · tree {tree.hash[:6]} · not sent{left}"
     most = max(pushed, key=lambda result: result.sent_bytes)
     if all(result.already for result in pushed):
         sent = f"{most.total_files} files, already there"
     else:
         sent = f"{most.sent_files} of {most.total_files} files sent ({size(most.sent_bytes)})"
-    left = f" · {_left_out(tree)} left out" if tree.ignored or tree.special else ""
     return f"{sent} · tree {tree.hash[:6]}{left}"
 
 
