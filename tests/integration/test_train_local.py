@@ -29,7 +29,7 @@ def test_an_unmodified_torchrun_script_runs_over_two_hosts(cluster: Cluster) -> 
     cluster.write_script(scripts.DDP)
     done = cluster.run("train", "--", "--steps", "4")
     assert "succeeded" in done.stdout
-    (pulled,) = (cluster.folder / "llmctl-runs").iterdir()
+    (pulled,) = (cluster.folder / "llmctl-runs").glob("t-*")
     log = (pulled / "a/attempt-1/rank-0.log").read_text()
     assert "step 3 rank 0/2" in log
     assert "step 3 rank 1/2" in (pulled / "b/attempt-1/rank-1.log").read_text()
@@ -50,7 +50,7 @@ def test_checkpoints_in_a_shared_folder_are_written_once_and_pulled_on_request(c
     cluster.write_job(data={"uri": "shards"}, recipe=small, checkpoint={"uri": "kept", "every": 2, "keep": 1})
     cluster.run("train")
     assert [path.name for path in (cluster.folder / "kept").glob("step-*")] == ["step-00000004"]
-    (pulled,) = (cluster.folder / "llmctl-runs").iterdir()
+    (pulled,) = (cluster.folder / "llmctl-runs").glob("t-*")
     assert not (cluster.run_dir("a", pulled.name) / "checkpoints").exists()
     assert not (pulled / "checkpoints").exists()
     assert cluster.json("pull")["checkpoints"] == ["step-00000004"]

@@ -49,7 +49,7 @@ def test_the_recipe_trains_over_two_hosts_and_everything_comes_home(cluster: Clu
     cluster.write_job(data={"uri": corpus}, recipe=recipe(), checkpoint={"every": 5, "keep": 2})
     done = cluster.run("train")
     assert re.search(r"succeeded at step 12/12 .* checkpoint 12", done.stdout), done.stdout
-    (pulled,) = (cluster.folder / "llmctl-runs").iterdir()
+    (pulled,) = (cluster.folder / "llmctl-runs").glob("t-*")
     metrics = [json.loads(line) for line in (pulled / "a/attempt-1/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in metrics if line["kind"] == "step"]
     assert len(losses) == 12
