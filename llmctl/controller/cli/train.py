@@ -179,7 +179,7 @@ def _job_of_script(script: tuple[str, ...]) -> JobFile:
 
     from llmctl.controller.config.models import CodeSection, JobFile, TrainSection
 
-    stem = re.sub(r"[^a-z0-9]+", "-", Path(script[0]).stem.lower()).strip("-")[:40] or "run"
+    stem = re.sub(r"[^a-z0-9]+", "-", Path(script[0]).stem.lower())[:40].strip("-") or "run"
     train_section = TrainSection(script=script[0], args=list(script[1:]))
     return JobFile(version=1, name=stem, code=CodeSection(path="."), train=train_section)
 
