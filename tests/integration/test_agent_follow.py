@@ -102,10 +102,11 @@ def test_binary_junk_keeps_frames_and_offsets_whole(host: AgentHost) -> None:
 
 
 def test_ranks_tail_and_attempt_choose(host: AgentHost) -> None:
-    """Only the asked ranks' logs, from their last lines on; events always from the start."""
+    """Only the asked ranks' logs and no launcher's, from their last lines on; events from the start."""
     script = "import os\nfor n in range(9): print(os.environ['RANK'], n)"
     host.start(host.spec(RUN, script, nproc=3))
     host.ended(RUN)
+    (Path(host.run(RUN).root) / "attempt-1/launcher.log").write_text("a launcher's words\n")
     received = host.follow(RUN, FollowRequest(logs=True, ranks=(1,), tail=2, until_end=False))
     assert {frame.file for frame in received} == {"events.jsonl", "attempt-1/rank-1.log", ""}
     assert text_of(received, "attempt-1/rank-1.log") == "1 7\n1 8\n"
