@@ -300,7 +300,8 @@ def _follow(
 
     located = Located(run_id=plan.run_id, hosts=config.hosts)
     logs = config.job.train.script is not None
-    display = TrainingView(session.screen, total=plan.nodes[0].total_steps, logs=logs)
+    names = [host.name for host in config.hosts]
+    display = TrainingView(session.screen, total=plan.nodes[0].total_steps, logs=logs, hosts=names)
     try:
         view = follow_to_end(session, connections, located, display, FollowRequest(logs=logs))
     except KeyboardInterrupt:
