@@ -25,6 +25,7 @@ from llmctl.controller.cli import (
     train,
     wait,
 )
+from llmctl.controller.ui.streams import show_what_can_be_shown
 from llmctl.wire.exitcodes import ExitCode
 
 EXIT_CODE: dict[type[errors.LlmctlError], ExitCode] = {
@@ -88,6 +89,7 @@ def exit_code(error: errors.LlmctlError) -> ExitCode:
 
 def main() -> None:
     """The `llmctl` command. Never a traceback for something that a user can cause."""
+    show_what_can_be_shown()
     debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), sys.argv[1:])
     try:
         app(prog_name="llmctl")

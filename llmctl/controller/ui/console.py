@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,10 +18,8 @@ UNLIMITED = 10_000
 
 
 def make_console(*, stderr: bool, color: str = "auto") -> Console:
-    """A console that neither wraps nor cuts where there is no terminal, and shows `?` for what it can't."""
+    """A console that neither wraps nor cuts where there is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")
     plain = color == "never" or (color == "auto" and not stream.isatty())
     console = Console(
         stderr=stderr,
