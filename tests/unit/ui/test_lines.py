@@ -46,7 +46,13 @@ def node(host: str, state: NodeState | None, error: str | None = None) -> NodeVi
 
 def test_a_stopped_run_names_what_may_go_on() -> None:
     """After a stop, a node that runs and one nobody could ask are told, with the command that ends them."""
-    nodes = (node("a", NodeState.RUNNING), node("b", None, "timed out"), node("c", NodeState.CANCELLED))
+    never = NodeView(host="d", node_rank=0, nproc=1, state=None, error="was never started", missing=True)
+    nodes = (
+        node("a", NodeState.RUNNING),
+        node("b", None, "timed out"),
+        node("c", NodeState.CANCELLED),
+        never,
+    )
     view = RunView(
         run_id="d-1", name="d", state=RunState.CANCELLED, attempt=1, created_at=0.0, age_s=1.0, nodes=nodes
     )
@@ -84,24 +90,26 @@ def test_losses_pass_over_what_is_no_step(tmp_path: Path) -> None:
 
 
 def test_bytes_of_many_threads_are_all_counted() -> None:
-    """Hosts are pushed to at once: no thread's bytes are lost, and sums are shown in order."""
+    """Hosts are pushed to at once: no thread's bytes are lost, and the sums are shown one after the other."""
     sums: list[str] = []
-    stage = Stage(sums.append)
+    showing = threading.Lock()
+    overlaps: list[str] = []
 
-    def push() -> None:
-        for _ in range(500):
-            stage.add_bytes("", 1)
+    def show(text: str) -> None:
+        if not showing.acquire(blocking=False):
+            overlaps.append(text)
+            return
+        threading.Event().wait(0.005)  # long enough for another thread to come in, were it let in
+        sums.append(text)
+        showing.release()
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=push) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    stage = Stage(show)
+    threads = [threading.Thread(target=stage.add_bytes, args=("", 100)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == []
     assert sums[-1] == "2.0 kB"
 
 
