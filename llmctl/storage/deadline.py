@@ -1,7 +1,8 @@
 """Calls that may never return (a driver blocked in a socket), under a deadline of ours and with retries.
 
-A thread that missed its deadline can't be stopped from outside. It is told so instead: whatever loops inside
-a driver asks `check` between two pieces, and what can be cancelled is given `remaining` as its timeout.
+A thread that missed its deadline can't be stopped from outside. It is told so instead: a driver says `beat`
+between two pieces of a long transfer, which raises once nobody waits any more, and names by `on_abandon` what
+can be cancelled. Beats also tell a slow transfer, which may go on, from a stalled one.
 """
 
 from __future__ import annotations
@@ -24,67 +25,91 @@ TRIES = 7
 TRIES_UNKNOWN = 3
 """The same for a store that has never answered: more likely a wrong address than a passing trouble."""
 
+_LOOK_S = 0.5
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 8.0
-_CLEANING_S = 0.5
-"""A cancelled call gets so long to give its own error, which says more than that time is over."""
 
 
 class AbandonedError(RuntimeError):
-    """Raised inside a call that nobody waits for any more."""
+    """Raised inside a call that nobody waits for any more: going on could replace newer data with older."""
 
 
-class _Budget:
-    """What a thread that works for a call knows about its deadline."""
+class Budget:
+    """The time of one call.
 
-    def __init__(self, deadline_s: float) -> None:
-        self.end = time.monotonic() + deadline_s
-        self.abandoned = threading.Event()
+    Args:
+        deadline_s: for all of it.
+        stall_s: between two beats, once there was one.
+    """
+
+    def __init__(self, deadline_s: float, stall_s: float) -> None:
+        self._end = time.monotonic() + deadline_s
+        self._stall_s = min(stall_s, deadline_s)
+        self._last: float | None = None
+        self._abandoned = False
+        self._cancel: Callable[[], object] | None = None
+
+    def left(self) -> float:
+        """Seconds until the caller gives up."""
+        end = self._end if self._last is None else min(self._end, self._last + self._stall_s)
+        return end - time.monotonic()
+
+    def beat(self) -> None:
+        """Something moved.
+
+        Raises:
+            AbandonedError: nobody waits for this call any more.
+        """
+        if self._abandoned:
+            raise AbandonedError("given up at its deadline")
+        self._last = time.monotonic()
+
+    def on_abandon(self, cancel: Callable[[], object]) -> None:
+        """What to call when the caller gives up."""
+        self._cancel = cancel
+        if self._abandoned:
+            cancel()
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        if self._cancel is not None:
+            self._cancel()
 
 
 _own = threading.local()
 
 
-def remaining() -> float:
-    """Seconds left to the call that this thread works for; never 0, which drivers take for `no limit`."""
-    budget: _Budget | None = getattr(_own, "budget", None)
-    return 60.0 if budget is None else max(0.01, budget.end - time.monotonic())
+def budget() -> Budget:
+    """That of the call that this thread works for; outside of one, a minute."""
+    found: Budget | None = getattr(_own, "budget", None)
+    return found or Budget(60.0, 60.0)
 
 
-def check() -> None:
-    """Between two pieces of a long transfer.
-
-    Raises:
-        AbandonedError: nobody waits for this call any more; going on could replace newer data with older.
-    """
-    budget: _Budget | None = getattr(_own, "budget", None)
-    if budget is not None and (budget.abandoned.is_set() or time.monotonic() > budget.end + _CLEANING_S):
-        raise AbandonedError("given up at its deadline")
-
-
-def call(function: Callable[[], T], *, action: str, where: str, deadline_s: float) -> T:
+def call(
+    function: Callable[[], T], *, action: str, where: str, deadline_s: float, stall_s: float | None = None
+) -> T:
     """What `function` returns, or its failure as one of our errors.
 
-    It runs in a thread of its own, which is abandoned once the deadline has passed; a daemon thread does not
+    It runs in a thread of its own, which is abandoned once its time has passed; a daemon thread does not
     keep the process alive.
 
     Raises:
-        DeadlineError: it took longer than `deadline_s` seconds.
+        DeadlineError: it took longer than `deadline_s` seconds, or nothing moved for `stall_s`.
         NotFoundError, TransferError: it failed.
     """
-    budget = _Budget(deadline_s)
-    error = None
+    own = Budget(deadline_s, deadline_s if stall_s is None else stall_s)
     future: Future[T] = Future()
     name = f"llmctl-{action}"
-    threading.Thread(target=_run, args=(future, function, budget), name=name, daemon=True).start()
-    if wait([future], timeout=deadline_s + _CLEANING_S).done:
-        error = future.exception()
-        if error is None:
-            return future.result()
-    else:
-        budget.abandoned.set()
-    if error is None or (isinstance(error, TimeoutError) and time.monotonic() >= budget.end):
-        raise late(action, where, deadline_s) from error
+    threading.Thread(target=_run, args=(future, function, own), name=name, daemon=True).start()
+    while not future.done():
+        left = own.left()
+        if left <= 0:
+            own.abandon()
+            raise _late(action, where, deadline_s)
+        wait([future], timeout=min(left, _LOOK_S))  # a beat in between may bring the end nearer
+    error = future.exception()
+    if error is None:
+        return future.result()
     if isinstance(error, Exception):
         raise explain(error, action, where) from error
     raise error
@@ -96,6 +121,7 @@ def persist(
     action: str,
     where: str,
     deadline_s: float,
+    stall_s: float,
     passing: Callable[[BaseException], bool],
     tries: int = TRIES,
 ) -> T:
@@ -110,13 +136,11 @@ def persist(
     end = time.monotonic() + deadline_s
     last: LlmctlError | None = None
     for turn in range(tries):
-        left = end - time.monotonic()
-        if last is not None and left <= 0:
-            raise late(action, where, deadline_s, last) from last
         try:
-            return call(function, action=action, where=where, deadline_s=left)
+            left = max(0.0, end - time.monotonic())
+            return call(function, action=action, where=where, deadline_s=left, stall_s=stall_s)
         except DeadlineError:
-            raise late(action, where, deadline_s, last) from last
+            raise _late(action, where, deadline_s, last) from last
         except LlmctlError as error:
             if error.__cause__ is None or turn + 1 == tries or not passing(error.__cause__):
                 raise
@@ -127,7 +151,7 @@ def persist(
     raise AssertionError("the last try returns or raises")
 
 
-def late(action: str, where: str, deadline_s: float, last: LlmctlError | None = None) -> DeadlineError:
+def _late(action: str, where: str, deadline_s: float, last: LlmctlError | None = None) -> DeadlineError:
     """The error of a deadline that passed; `last` is the failure of the try before."""
     before = f"; before that: {last.message.removeprefix(where + ': ')}" if last else ""
     return DeadlineError(
@@ -137,8 +161,8 @@ def late(action: str, where: str, deadline_s: float, last: LlmctlError | None = 
     )
 
 
-def _run(future: Future[T], function: Callable[[], T], budget: _Budget) -> None:
-    _own.budget = budget
+def _run(future: Future[T], function: Callable[[], T], own: Budget) -> None:
+    _own.budget = own
     try:
         future.set_result(function())
     except BaseException as error:  # noqa: BLE001 - carried over to the waiting thread

@@ -239,6 +239,7 @@ class RemoteStore:
             action=action,
             where=self.where(path),
             deadline_s=(deadline_s or self._deadline_s) + size / SLOWEST,
+            stall_s=deadline_s or self._deadline_s,
             passing=self._driver.is_passing,
             tries=tries or (TRIES if self._answered else TRIES_UNKNOWN),
         )

@@ -127,10 +127,16 @@ class Ceph:
         for daemon in (self.mon, self.osd, self.rgw):
             daemon.thaw()
             daemon.start()
-        conf = self.dir / "ceph.conf"
-        wait_for("osd up", lambda: _osd_is_up(conf), _START_S, self.osd)
+        wait_for("osd up", self._osd_is_up, _START_S, self.mon)
         port = int(self.http.rsplit(":", 1)[1])
         wait_for("gateway", lambda: listening(port), _START_S, self.rgw)
+
+    def _osd_is_up(self) -> bool:
+        # Seen twice: right after `osd new` the monitor calls it "wrong fsid", and the OSD gives up.
+        self.osd.start()
+        conf = str(self.dir / "ceph.conf")
+        argv = ["ceph", "-c", conf, "--connect-timeout", "20", "osd", "stat"]
+        return " 1 up" in run(argv, clean_environment(), _START_S)
 
 
 def missing() -> str | None:
@@ -219,13 +225,6 @@ def _warm_up(ceph: Ceph) -> None:
     client.abort_multipart_upload(Bucket=ceph.bucket, Key="warm", UploadId=upload)
     client.delete_object(Bucket=ceph.bucket, Key="warm")
     client.close()
-
-
-def _osd_is_up(conf: Path) -> bool:
-    shown = run(
-        ["ceph", "-c", str(conf), "--connect-timeout", "20", "osd", "stat"], clean_environment(), _START_S
-    )
-    return " 1 up" in shown
 
 
 def _make_certificate(folder: Path) -> None:

@@ -32,6 +32,7 @@ class Daemon:
     log: Path
     env: Mapping[str, str]
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _frozen: bool = field(default=False, init=False)
 
     @property
     def alive(self) -> bool:
@@ -56,10 +57,14 @@ class Daemon:
 
     def freeze(self) -> None:
         """It keeps its sockets and answers nothing."""
+        self._frozen = True
         self._signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
+    def thaw(self) -> bool:
+        """Whether it was frozen."""
+        was, self._frozen = self._frozen, False
         self._signal(signal.SIGCONT)
+        return was
 
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []

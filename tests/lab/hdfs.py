@@ -95,8 +95,10 @@ class Hdfs:
     def restore(self) -> None:
         """Both alive again and ready to serve."""
         for daemon in (self.namenode, self.datanode):
-            daemon.thaw()
             daemon.start()
+            if daemon.thaw():
+                daemon.kill9()  # one that was thought dead comes back late, or not at all
+                daemon.start()
         wait_for("HDFS", self._is_ready, _START_S, self.namenode, self.datanode)
 
     def _is_ready(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
-from llmctl.storage.deadline import check
+from llmctl.storage.deadline import budget
 from llmctl.storage.files import StoreFile
 
 CHUNK = 4 << 20
@@ -117,9 +117,10 @@ class FsspecDriver:
             if size <= CHUNK:
                 self._fs.pipe_file(path, source.read())
                 return
+            beat = budget().beat
             with self._fs.open(path, "wb") as target:
                 while chunk := source.read(CHUNK):
-                    check()
+                    beat()
                     target.write(chunk)
 
     def replace(self, source: str, target: str) -> None:

@@ -43,8 +43,8 @@ def connect(uri: str) -> tuple[Driver, str]:
 def _s3(uri: str, rest: str, found: Account) -> tuple[Driver, str]:
     from llmctl.storage.drivers import s3
 
-    root = rest.strip("/")
-    if not root:
+    root = rest.rstrip("/")
+    if not root or root.startswith("/"):
         raise ConfigError(f"{masked(uri)}: names no bucket", hint="like s3://bucket/folder")
     names = {"endpoint": "endpoint_url", "region": "region_name", "ca": "verify"}
     options: dict[str, Any] = {names.get(key, key): value for key, value in found.values.items()}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from llmctl.storage.deadline import check
+from llmctl.storage.deadline import budget
 from llmctl.storage.drivers.base import CHUNK, Page
 from llmctl.storage.files import StoreFile
 
@@ -52,8 +52,13 @@ class HdfsDriver:
         return Page(files=files, next=todo[1:] or None)
 
     def read(self, path: str) -> bytes:
+        beat = budget().beat
         reader = self._client.read(path)
-        return bytes(reader.read_range(0, len(reader)))
+        parts = []
+        for part in reader.read_range_stream(0, len(reader)):
+            beat()
+            parts.append(part)
+        return b"".join(parts)
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         return bytes(self._client.read(path).read_range(start, end - start))
@@ -61,12 +66,15 @@ class HdfsDriver:
     def write(self, path: str, opened: Callable[[], BinaryIO], size: int) -> None:
         from hdfs_native import WriteOptions
 
+        beat = budget().beat
         with opened() as source:
+            beat()
             writer = self._client.create(path, WriteOptions(overwrite=True))
             try:
                 while chunk := source.read(CHUNK):
-                    check()
+                    beat()
                     writer.write(chunk)
+                beat()
                 writer.close()
             except BaseException:
                 # Also in a thread that nobody waits for any more: nobody else could.

@@ -15,14 +15,14 @@ from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
 
 from llmctl.errors import NotFoundError
-from llmctl.storage.deadline import remaining
-from llmctl.storage.drivers.base import Page
+from llmctl.storage.deadline import budget
+from llmctl.storage.drivers.base import CHUNK, Page
 from llmctl.storage.faults import STAGE
 from llmctl.storage.files import StoreFile
 
 T = TypeVar("T")
 
-PART = 16 << 20
+PART = 8 << 20
 """Larger files go up in parts of this size (more where 10,000 parts would not do)."""
 
 PARALLEL = 4
@@ -104,11 +104,12 @@ class S3Driver:
 
     def read(self, path: str) -> bytes:
         bucket, key = _split(path)
-        return bytes(self._run(self._get, Bucket=bucket, Key=key))
+        return bytes(self._run(self._get, budget().beat, Bucket=bucket, Key=key))
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         bucket, key = _split(path)
-        return bytes(self._run(self._get, Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}"))
+        part = f"bytes={start}-{end - 1}"
+        return bytes(self._run(self._get, budget().beat, Bucket=bucket, Key=key, Range=part))
 
     def write(self, path: str, opened: Callable[[], BinaryIO], size: int) -> None:
         bucket, key = _split(path)
@@ -117,7 +118,8 @@ class S3Driver:
             if size <= PART:
                 self._do("put_object", Bucket=bucket, Key=key, Body=source.read())
             else:
-                self._run(self._upload, bucket, key, source, max(PART, -(-size // _MOST_PARTS)))
+                part = max(PART, -(-size // _MOST_PARTS))
+                self._run(self._upload, budget().beat, bucket, key, source, part)
 
     def replace(self, source: str, target: str) -> None:
         (bucket, key), (new_bucket, new_key) = _split(source), _split(target)
@@ -197,9 +199,9 @@ class S3Driver:
         return answer
 
     def _run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        from fsspec.asyn import sync
-
-        return sync(self._fs.loop, function, *args, timeout=remaining(), **kwargs)
+        future = asyncio.run_coroutine_threadsafe(function(*args, **kwargs), self._fs.loop)
+        budget().on_abandon(future.cancel)
+        return future.result()
 
     async def _request(self, method: str, arguments: dict[str, Any]) -> Any:
         try:
@@ -211,18 +213,24 @@ class S3Driver:
                 raise NotFoundError(f"s3://{name}: no such bucket", stage=STAGE) from error
             raise
 
-    async def _get(self, **arguments: Any) -> bytes:
+    async def _get(self, beat: Callable[[], None], **arguments: Any) -> bytes:
         answer = await self._request("get_object", arguments)
+        parts = []
         async with answer["Body"] as body:
-            return bytes(await body.read())
+            while part := await body.read(CHUNK):
+                beat()
+                parts.append(part)
+        return b"".join(parts)
 
-    async def _upload(self, bucket: str, key: str, source: BinaryIO, part_size: int) -> None:
+    async def _upload(
+        self, beat: Callable[[], None], bucket: str, key: str, source: BinaryIO, part_size: int
+    ) -> None:
         """All parts, a few at a time, then the one request that makes the object appear."""
         target = {"Bucket": bucket, "Key": key}
         begun = await self._request("create_multipart_upload", target)
         target["UploadId"] = begun["UploadId"]
         try:
-            parts = await self._send_parts(target, source, part_size)
+            parts = await self._send_parts(beat, target, source, part_size)
             await self._request("complete_multipart_upload", {**target, "MultipartUpload": {"Parts": parts}})
         except BaseException:
             orphan = (bucket, key, begun["UploadId"])
@@ -231,27 +239,30 @@ class S3Driver:
             self._aborting = asyncio.ensure_future(self._abort_orphan(orphan))
             raise
 
-    async def _send_parts(self, target: dict[str, str], source: BinaryIO, size: int) -> list[dict[str, Any]]:
+    async def _send_parts(
+        self, beat: Callable[[], None], target: dict[str, str], source: BinaryIO, size: int
+    ) -> list[dict[str, Any]]:
         async def send(number: int, data: bytes) -> dict[str, Any]:
+            beat()
             sent = await self._request("upload_part", {**target, "PartNumber": number, "Body": data})
+            beat()
             return {"PartNumber": number, "ETag": sent["ETag"]}
 
-        done: list[dict[str, Any]] = []
-        under_way: set[asyncio.Task[dict[str, Any]]] = set()
-        number = 0
+        tasks: list[asyncio.Task[dict[str, Any]]] = []
+        free = asyncio.Semaphore(PARALLEL)
         try:
             while data := await asyncio.to_thread(source.read, size):
-                number += 1
-                under_way.add(asyncio.create_task(send(number, data)))
-                if len(under_way) >= PARALLEL:
-                    ready, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                    done += [task.result() for task in ready]
-            done += await asyncio.gather(*under_way)
+                await free.acquire()
+                if any(task.done() and task.exception() for task in tasks[-2 * PARALLEL :]):
+                    break  # gathering below raises it
+                task = asyncio.create_task(send(len(tasks) + 1, data))
+                task.add_done_callback(lambda _: free.release())
+                tasks.append(task)
+            return list(await asyncio.gather(*tasks))
         finally:
-            for task in under_way:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
-        return sorted(done, key=lambda part: int(part["PartNumber"]))
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _abort_orphan(self, orphan: tuple[str, str, str]) -> None:
         """Best effort, now; what fails is tried before the next upload, and left to `cleanup` at last."""

@@ -11,14 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from llmctl.storage.deadline import check, remaining
-from llmctl.storage.drivers.base import Page
+from llmctl.storage.deadline import Budget, budget
+from llmctl.storage.drivers.base import CHUNK, Page
 from llmctl.storage.files import StoreFile
 
 _SILENT_S = 30.0
 """How long one connection may get no byte through."""
 
-_BUSY = ("safe mode", "standby", "retriable", "not been replicated", "could only be written to 0 of")
+_BUSY = (
+    "safe mode",
+    "standby",
+    "retriable",
+    "not been replicated",
+    "could only be written to 0 of",
+    "failed to find datanode",
+)
 """What a NameNode says while it, or its DataNodes, come up."""
 
 
@@ -31,7 +38,7 @@ def connect(host: str, port: int, **options: Any) -> Any:
         def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
             if kwargs.get("timeout") is None:
                 # Of one read or write on the socket; the first number also holds while sending.
-                kwargs["timeout"] = (min(_SILENT_S, remaining()), min(_SILENT_S, remaining()))
+                kwargs["timeout"] = max(0.01, min(_SILENT_S, budget().left()))
             return super().send(request, *args, **kwargs)
 
     class PlainNames(WebHDFS):  # type: ignore[misc]
@@ -85,7 +92,17 @@ class WebHdfsDriver:
         return Page(files=files, next=(todo[1:], "") if todo[1:] else None)
 
     def read(self, path: str) -> bytes:
-        return bytes(self._fs._call("OPEN", path=path).content)
+        # The client has no way to stream, and a whole file may take long: every piece is a sign of life.
+        answer = self._fs._call("OPEN", path=path, redirect=False)
+        location = self._fs._apply_proxy(answer.headers["Location"])
+        beat = budget().beat
+        with self._fs.session.get(location, stream=True) as answer:
+            _raise_for(answer)
+            parts = []
+            for part in answer.iter_content(CHUNK):
+                beat()
+                parts.append(part)
+        return b"".join(parts)
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         return bytes(self._fs._call("OPEN", path=path, offset=start, length=end - start).content)
@@ -96,7 +113,7 @@ class WebHdfsDriver:
         with opened() as source:
             done = self._fs.session.put(
                 location,
-                data=_Checked(source, size) if size else b"",
+                data=_Beating(source, size, budget()) if size else b"",
                 headers={"content-type": "application/octet-stream"},
             )
         _raise_for(done)
@@ -140,18 +157,18 @@ class WebHdfsDriver:
         return status
 
 
-class _Checked:
-    """A stream that ends with an error once nobody waits for the upload any more."""
+class _Beating:
+    """A stream whose every read is a sign of life, and that fails once nobody waits any more."""
 
-    def __init__(self, source: BinaryIO, size: int) -> None:
-        self._source, self._size = source, size
+    def __init__(self, source: BinaryIO, size: int, own: Budget) -> None:
+        self._source, self._size, self._own = source, size, own
 
     def __len__(self) -> int:
         # Without a length it would go in chunks, and the DataNode would wait for ever.
         return self._size
 
     def read(self, size: int = -1) -> bytes:
-        check()
+        self._own.beat()
         return self._source.read(size)
 
     def __iter__(self) -> Any:
