@@ -43,6 +43,7 @@ class Budget:
     """
 
     def __init__(self, deadline_s: float, stall_s: float) -> None:
+        self._deadline_s = deadline_s
         self._end = time.monotonic() + deadline_s
         self._stall_s = min(stall_s, deadline_s)
         self._last: float | None = None
@@ -53,6 +54,11 @@ class Budget:
         """Seconds until the caller gives up."""
         end = self._end if self._last is None else min(self._end, self._last + self._stall_s)
         return end - time.monotonic()
+
+    @property
+    def limit_s(self) -> float:
+        """What `left` counts down from."""
+        return self._deadline_s if self._last is None else self._stall_s
 
     def beat(self) -> None:
         """Something moved.
@@ -105,7 +111,7 @@ def call(
         left = own.left()
         if left <= 0:
             own.abandon()
-            raise _late(action, where, deadline_s)
+            raise _late(action, where, own.limit_s)
         wait([future], timeout=min(left, _LOOK_S))  # a beat in between may bring the end nearer
     error = future.exception()
     if error is None:
@@ -140,6 +146,8 @@ def persist(
             left = max(0.0, end - time.monotonic())
             return call(function, action=action, where=where, deadline_s=left, stall_s=stall_s)
         except DeadlineError:
+            if last is None:
+                raise
             raise _late(action, where, deadline_s, last) from last
         except LlmctlError as error:
             if error.__cause__ is None or turn + 1 == tries or not passing(error.__cause__):
@@ -151,11 +159,11 @@ def persist(
     raise AssertionError("the last try returns or raises")
 
 
-def _late(action: str, where: str, deadline_s: float, last: LlmctlError | None = None) -> DeadlineError:
+def _late(action: str, where: str, limit_s: float, last: LlmctlError | None = None) -> DeadlineError:
     """The error of a deadline that passed; `last` is the failure of the try before."""
     before = f"; before that: {last.message.removeprefix(where + ': ')}" if last else ""
     return DeadlineError(
-        f"{where}: can't {action}: no answer within {deadline_s:.3g} s{before}",
+        f"{where}: can't {action}: no answer within {limit_s:.3g} s{before}",
         hint="is the store up and reachable from here?",
         stage=STAGE,
     )

@@ -16,6 +16,9 @@ from llmctl.storage.deadline import budget
 from llmctl.storage.drivers.base import CHUNK, Page
 from llmctl.storage.files import StoreFile
 
+_BUSY = ("SafeMode", "Standby", "Retriable", "NotReplicatedYet", "could only be written to 0 of")
+"""What a NameNode says while it, or its DataNodes, come up."""
+
 
 class HdfsDriver:
     """A `Driver` over `hdfs_native.Client`; paths are absolute."""
@@ -104,7 +107,9 @@ class HdfsDriver:
         raise FileNotFoundError(name)
 
     def is_passing(self, error: BaseException) -> bool:
-        # The client has one type for its failures of network and DataNodes, and builtin ones for refusals.
+        # Refusals have builtin types, or are an RPCError; the rest is the network's and the DataNodes'.
+        if "RPCError(" in str(error):
+            return any(sign in str(error) for sign in _BUSY)
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
             return False
         refusals = (
