@@ -1,8 +1,8 @@
 """`hdfs://` by hdfs-native (Rust, no JVM), through its own client.
 
 Its fsspec layer cuts names at `?` and `#` (it takes them for parts of a URL) and refuses to move onto a file
-that is there; the client below does neither. A write that fails leaves an empty or partial file: writes go to
-a temporary name, which is removed.
+that is there; the client below does neither. A write that fails leaves an empty or partial file (writes go to
+a temporary name, which is removed) and a writer that blocks whoever collects it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class HdfsDriver:
         beat = budget().beat
         with opened() as source:
             beat()
-            writer = self._client.create(path, WriteOptions(overwrite=True))
+            # Not the client's FileWriter: as an io object it closes itself when collected, in any thread at
+            # any time, and a close whose servers are gone never returns.
+            writer = self._client.inner.create(path, WriteOptions(overwrite=True))
             try:
                 while chunk := source.read(CHUNK):
                     beat()
