@@ -1,5 +1,6 @@
 # make demo    a training run on this machine: no root, no sshd, no cluster   (DATA=folder: your own text)
 # make test    everything that CI runs; as root it also installs the Debian packages of the SSH tests
+# make test-stores   the store layer on a real Ceph and a real HDFS; as root it installs those, too
 # make help    the rest
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,7 +10,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 TORCH := torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-DEBIAN := openssh-server openssh-client rsync nftables iproute2 zstd
+DEBIAN := openssh-server openssh-client rsync nftables iproute2 zstd util-linux
+DEBIAN_STORES := ceph-mon ceph-osd radosgw ceph-common openssl openjdk-17-jre-headless
 
 # An installation is redone when what it depends on has changed, and costs nothing otherwise.
 HASH := $(shell cat pyproject.toml Makefile | sha256sum | cut -c1-12)
@@ -17,16 +19,21 @@ RUN_STAMP := $(VENV)/.llmctl-run-$(HASH)
 DEV_STAMP := $(VENV)/.llmctl-dev-$(HASH)
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint docs bench clean packages wheel
+.PHONY: help demo test test-stores lint docs bench clean packages wheel
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(RUN_STAMP) ## train a small model on two hosts that are both this machine
 	$(VENV)/bin/llmctl demo $(if $(DATA),--data "$(DATA)")
 
 test: $(DEV_STAMP) packages lint ## lint, types, import rules, docs, and all tests
-	@$(if $(filter 0,$(shell id -u)),export LLMCTL_REQUIRE_HOSTS=1;) $(PY) -m pytest $(ARGS)
+	@$(if $(filter 0,$(shell id -u)),export LLMCTL_REQUIRE_HOSTS=1;) $(PY) -m pytest -m 'not stores and not stores_fault' $(ARGS)
+
+test-stores: $(DEV_STAMP) ## the store layer on real servers: Ceph (S3 gateway) and HDFS
+	@$(MAKE) --no-print-directory packages DEBIAN='$(DEBIAN_STORES)'
+	$(PY) -m tests.lab.hdfs install
+	@$(if $(filter 0,$(shell id -u)),export LLMCTL_REQUIRE_STORES=1;) $(PY) -m pytest -m 'stores or stores_fault' $(ARGS)
 
 lint: $(DEV_STAMP) ## style, types, import rules, Python 3.9 of what travels, generated docs
 	$(VENV)/bin/ruff check .
@@ -67,7 +74,7 @@ $(RUN_STAMP): | $(PY)
 
 $(DEV_STAMP): | $(PY)
 	@$(install_torch)
-	$(PIP) install --editable '.[worker,parquet,dev]' '$(TORCH)'
+	$(PIP) install --editable '.[worker,parquet,hdfs,s3,dev]' '$(TORCH)'
 	@touch $@ $(RUN_STAMP)
 
 # Without a GPU the CPU wheel is a tenth of the size. pip would retry an index that can't be reached for
@@ -84,12 +91,12 @@ echo "installing $(TORCH) $$index"; \
 $(PIP) install '$(TORCH)' $$index
 endef
 
-packages: ## Debian packages of the SSH tests (as root; else it says what is missing)
+packages: ## Debian packages that the tests want (as root; else it says what is missing)
 	@missing=; \
-	if ! command -v dpkg-query >/dev/null; then echo "not a Debian system: the SSH tests want $(DEBIAN)"; exit 0; fi; \
+	if ! command -v dpkg-query >/dev/null; then echo "not a Debian system: the tests want $(DEBIAN)"; exit 0; fi; \
 	for package in $(DEBIAN); do \
 	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
 	done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
-	if [ "$$(id -u)" != 0 ]; then echo "not root: SSH tests will be skipped; missing packages:$$missing"; exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "not root: tests will be skipped; missing packages:$$missing"; exit 0; fi; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing

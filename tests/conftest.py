@@ -1,4 +1,4 @@
-"""Fixtures that every suite may use: the lab of real SSH hosts."""
+"""Fixtures that every suite may use: the lab of real SSH hosts, a real Ceph, a real HDFS."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lab import ceph as ceph_lab
+from tests.lab import hdfs as hdfs_lab
+from tests.lab.ceph import Ceph
+from tests.lab.hdfs import Hdfs
 from tests.lab.hosts import Lab, try_up
 
 
@@ -21,12 +25,38 @@ def lab() -> Iterator[Lab]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Ceph]:
+    """A real Ceph with an S3 gateway, one per test session. Mark such tests with `stores`."""
+    _require_store("Ceph", ceph_lab.missing())
+    with Ceph.up() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def hdfs() -> Iterator[Hdfs]:
+    """A real HDFS, one per test session. Mark such tests with `stores`."""
+    _require_store("HDFS", hdfs_lab.missing())
+    with Hdfs.up() as started:
+        yield started
+
+
+def _require_store(name: str, missing: str | None) -> None:
+    if missing and os.environ.get("LLMCTL_REQUIRE_STORES") == "1":
+        pytest.fail(f"{name} is required here but: {missing}")
+    if missing:
+        pytest.skip(f"no {name}: {missing}")
+
+
 @pytest.fixture(autouse=True)
 def _no_fault_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
     """A partition, a freeze or a dead host of one test is never the next one's surprise."""
     yield
     if "lab" in request.fixturenames:
         request.getfixturevalue("lab").restore()
+    for name in ("ceph", "hdfs"):
+        if name in request.fixturenames and "stores_fault" in request.keywords:
+            request.getfixturevalue(name).restore()
 
 
 @pytest.fixture

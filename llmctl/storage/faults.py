@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,9 @@ from llmctl.errors import LlmctlError, NotFoundError, TransferError
 from llmctl.storage.uris import masked
 
 STAGE = "storage"
+
+_JAVA_STACK = re.compile(r"(\\n|\n)\s*(\\t|\t)?at (java|org)\..*", re.S)
+"""HDFS sends it along; in one client's text with its line ends escaped."""
 
 _HINTS = {
     errno.ENOSPC: "free some room there, or use another place",
@@ -25,7 +29,7 @@ def reason(error: BaseException) -> str:
     while error.__cause__ is not None and id(error.__cause__) not in seen:
         error = error.__cause__
         seen.add(id(error))
-    text = getattr(error, "strerror", None) or str(error)
+    text = _JAVA_STACK.sub("", getattr(error, "strerror", None) or str(error))
     return masked(" ".join(text.split()) or type(error).__name__)
 
 

@@ -26,11 +26,13 @@ class StoreFile:
         path: relative to the store's root, POSIX separators.
         size: bytes.
         version: changes when the file does (mtime, etag), empty where the store tells nothing.
+        modified: POSIX time of the last change by the store's clock, 0 where it tells nothing.
     """
 
     path: str
     size: int
     version: str = ""
+    modified: float = 0.0
 
 
 class Store(Protocol):
@@ -84,6 +86,9 @@ class Store(Protocol):
 
     def delete(self, prefix: str) -> None:
         """Remove a file or a folder with all below; nothing there is no error."""
+
+    def cleanup(self, older_than_s: float) -> tuple[str, ...]:
+        """Remove what writers that died left unfinished, untouched for so long; the names that went."""
 
 
 def open_store(uri: str, *, deadline_s: float = DEADLINE_S) -> Store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,15 @@ class LocalStore:
             else:
                 path.unlink(missing_ok=True)
 
+    def cleanup(self, older_than_s: float) -> tuple[str, ...]:
+        before = time.time() - older_than_s
+        with explained("clean up", self.uri):
+            found = list(_list(self._root, self._root)) if self._root.is_dir() else []
+            stale = [file.path for file in found if is_temporary(file.path) and file.modified <= before]
+            for path in stale:
+                (self._root / path).unlink(missing_ok=True)
+        return tuple(sorted(stale))
+
     def _path(self, path: str) -> Path:
         return self._root / checked(path)
 
@@ -125,4 +135,5 @@ def _list(root: Path, top: Path) -> Iterator[StoreFile]:
 
 
 def _stat(status: os.stat_result, name: str) -> StoreFile:
-    return StoreFile(path=name, size=status.st_size, version=str(status.st_mtime_ns))
+    version = str(status.st_mtime_ns)
+    return StoreFile(path=name, size=status.st_size, version=version, modified=status.st_mtime)

@@ -13,16 +13,19 @@ from llmctl.errors import ConfigError, IntegrityError, NotFoundError
 from llmctl.storage.files import Store, open_store
 from llmctl.storage.hashing import file_entry, verify
 from llmctl.wire.manifests import FileEntry
+from tests.contract.stores import store_uri
 
 ODD_NAMES = ["a b.txt", "ü/ñ.txt", "what?.txt", "#1.txt", "100%.txt", "a/b/c/d.txt", "-x", "a&b=c.txt"]
 
 
-@pytest.fixture(params=["path", "file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+REAL = ["hdfs", "webhdfs", "s3-http", "s3-https"]
+KINDS = ["path", "file", "memory", *(pytest.param(kind, marks=pytest.mark.stores) for kind in REAL)]
+
+
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An empty store."""
-    root = tmp_path / "store"
-    uris = {"path": str(root), "file": f"file://{root}", "memory": f"memory://{secrets.token_hex(6)}/root"}
-    opened = open_store(uris[request.param])
+    opened = open_store(store_uri(request, request.param, tmp_path, monkeypatch))
     yield opened
     for file in opened.list():
         opened.delete(file.path)

@@ -13,6 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from llmctl.errors import ConfigError, DeadlineError, LlmctlError, NotFoundError, TransferError
+from llmctl.storage.faults import reason
 from llmctl.storage.files import open_store
 from llmctl.storage.local import write_beside
 
@@ -179,3 +180,11 @@ def test_missing_in_memory_is_not_found(faulty: type[FaultyFileSystem]) -> None:
     """NotFoundError comes from the driver's FileNotFoundError, by type, not by text."""
     with pytest.raises(NotFoundError, match="faulty://root/a"):
         open_store("faulty://root").read_bytes("a")
+
+
+@pytest.mark.parametrize(
+    "text", ["not a folder\n\tat org.apache.X(Y.java:1)\n\tat java.Z", r"not a folder\n\tat org.apache.X"]
+)
+def test_a_java_stack_is_cut_off(text: str) -> None:
+    """HDFS sends its stack with a refusal; a person gets the sentence before it."""
+    assert reason(RuntimeError(text)) == "not a folder"

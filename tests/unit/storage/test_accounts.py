@@ -1,0 +1,77 @@
+"""stores.yaml: private, strict, and silent about its secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmctl.errors import ConfigError
+from llmctl.storage.accounts import account
+from llmctl.storage.files import open_store
+
+
+@pytest.fixture
+def stores_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's file, empty and private."""
+    path = tmp_path / "config" / "llmctl" / "stores.yaml"
+    path.parent.mkdir(parents=True)
+    path.touch(mode=0o600)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return path
+
+
+def test_an_entry_is_found_by_its_name(stores_yaml: Path) -> None:
+    """A scheme that is an entry's name means that entry; any other one its own kind, without values."""
+    stores_yaml.write_text("ours: {type: s3, endpoint: 'http://rgw:7480', key: k, secret: s3cr3t}\n")
+    assert account("ours").kind == "s3"
+    assert account("ours").values == {"endpoint": "http://rgw:7480", "key": "k", "secret": "s3cr3t"}
+    assert (account("hdfs").kind, dict(account("hdfs").values)) == ("hdfs", {})
+    assert account("s3a").kind == "s3"
+
+
+def test_a_secret_is_not_in_the_entrys_text(stores_yaml: Path) -> None:
+    """Printing an entry, as a traceback or a log may, shows none of its values."""
+    stores_yaml.write_text("s3: {key: k3y, secret: s3cr3t}\n")
+    assert "k3y" not in repr(account("s3"))
+    assert "s3cr3t" not in repr(account("s3"))
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
+def test_a_file_that_others_may_read_is_refused(stores_yaml: Path, mode: int) -> None:
+    """Anything but 0600 or less is a ConfigError with the command that mends it."""
+    stores_yaml.write_text("s3: {secret: s3cr3t}\n")
+    stores_yaml.chmod(mode)
+    with pytest.raises(ConfigError, match="others may read it") as caught:
+        open_store("s3://bucket/x")
+    assert caught.value.hint == f"chmod 600 {stores_yaml}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("s3: {secrt: s3cr3t}", "unknown key `secrt`"),
+        ("ours: {type: nfs, secret: s3cr3t}", "type nfs"),
+        ("ours: {secret: s3cr3t}", "type ours"),
+        ("ours: s3cr3t", "wants keys below it"),
+        ("s3: {secret: [s3cr3t]}", "wants one value"),
+        ("ours: {type: hdfs}", "wants `host"),
+        ("- s3cr3t", "wants named entries"),
+        ("s3: {secret: 's3cr3t", "not YAML"),
+    ],
+)
+def test_a_mistake_is_named_without_its_value(stores_yaml: Path, text: str, message: str) -> None:
+    """The error says file, entry and key, and repeats no value: it could be the secret."""
+    stores_yaml.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        account("ours" if text.startswith("ours") else "s3")
+    assert str(stores_yaml) in str(caught.value)
+    assert "s3cr3t" not in str(caught.value) + str(caught.value.hint)
+
+
+def test_a_near_miss_is_suggested(stores_yaml: Path) -> None:
+    """A mistyped key gets the nearest known one."""
+    stores_yaml.write_text("s3: {secrt: x}")
+    with pytest.raises(ConfigError) as caught:
+        account("s3")
+    assert caught.value.hint == "did you mean `secret`?"
