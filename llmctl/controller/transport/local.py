@@ -94,6 +94,9 @@ class LocalStream:
         self._release = release
         self._stdin, self._stdout, self._err = _pipes(process)
         os.set_blocking(self._stdin.fileno(), False)
+        os.set_blocking(self._stdout.fileno(), False)
+        # Held while a pipe's number is used: once closed, the number may be that of another file.
+        self._using = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
         self._stderr = bytearray()
@@ -107,7 +110,8 @@ class LocalStream:
             try:
                 if not _ready(self._stdin, deadline, select.POLLOUT):
                     raise self._late(deadline)
-                view = view[os.write(self._stdin.fileno(), view) :]
+                with self._using:
+                    view = view[os.write(self._stdin.fileno(), view) :]
             except BlockingIOError:
                 continue
             except (BrokenPipeError, ValueError):  # ValueError: closed by another thread
@@ -115,16 +119,21 @@ class LocalStream:
                 raise RemoteCommandError(message, host=self._host, stage=self._stage) from None
 
     def end_input(self) -> None:
-        self._stdin.close()
+        with self._using:
+            self._stdin.close()
 
     def read(self, size: int, *, deadline_s: float) -> bytes:
         deadline = Deadline(deadline_s)
-        try:
-            if not _ready(self._stdout, deadline, select.POLLIN):
-                raise self._late(deadline)
-            return os.read(self._stdout.fileno(), min(size, 1 << 20))
-        except ValueError:  # closed by another thread
-            return b""
+        while True:
+            try:
+                if not _ready(self._stdout, deadline, select.POLLIN):
+                    raise self._late(deadline)
+                with self._using:
+                    return os.read(self._stdout.fileno(), min(size, 1 << 20))
+            except BlockingIOError:  # another thread was first
+                continue
+            except ValueError:  # closed by another thread
+                return b""
 
     def wait(self, *, deadline_s: float) -> Completed:
         deadline = Deadline(deadline_s)
@@ -142,8 +151,9 @@ class LocalStream:
                 return
             self._closed = True
         try:
-            self._stdin.close()
-            self._stdout.close()
+            with self._using:
+                self._stdin.close()
+                self._stdout.close()
             if self._process.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGHUP)
