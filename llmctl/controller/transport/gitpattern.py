@@ -63,7 +63,7 @@ def _translate(text: bytes) -> bytes:
     out = b""
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
-        if part == b"**" and len(parts) > 1:
+        if part == b"**":
             out += b".+" if last else b"(?:.*/)?"
         else:
             out += _segment(part) + (b"" if last else b"/")

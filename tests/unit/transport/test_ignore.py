@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmctl.controller.transport.tree import scan
@@ -58,6 +58,7 @@ rules = st.lists(st.sampled_from(PATTERNS), max_size=5).map(lambda lines: "".joi
 @given(
     files=st.lists(paths, min_size=1, max_size=12), top=rules, nested=rules, where=st.sampled_from(NAMES[:3])
 )
+@example(files=["a/a/b"], top="", nested="/**\n!a\n", where="a")
 def test_same_files_as_git(repository: Path, files: list[str], top: str, nested: str, where: str) -> None:
     """Whatever the patterns, exactly the files that git would add are pushed."""
     with tempfile.TemporaryDirectory() as folder:
