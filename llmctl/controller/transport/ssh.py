@@ -9,6 +9,7 @@ from typing import Self
 
 import paramiko
 
+from llmctl.controller.transport import inbox
 from llmctl.controller.transport.base import Completed
 from llmctl.controller.transport.command import STDERR_KEPT, completed, quoted
 from llmctl.controller.transport.connect import Link, request_exec
@@ -83,6 +84,7 @@ class SshTransport:
 
     def _execute(self, channel: paramiko.Channel, command: str, stage: str) -> None:
         channel.settimeout(_POLL_S)
+        inbox.install(channel)
         try:
             request_exec(self._link.client, channel, command.encode(errors="surrogateescape"))
         except (paramiko.SSHException, EOFError, OSError):
