@@ -9,7 +9,6 @@ from typing import Self
 
 import paramiko
 
-from llmctl.controller.transport import inbox
 from llmctl.controller.transport.base import Completed
 from llmctl.controller.transport.command import STDERR_KEPT, completed, quoted
 from llmctl.controller.transport.connect import Link, request_exec
@@ -26,6 +25,10 @@ _CHUNK = 32704
 
 _CLOSE_S = 2.0
 
+_MALLOC_KEEPS = 8 << 20
+"""Freeing a block of this size once teaches glibc to keep blocks up to it, instead of having paramiko's
+buffers and every large read mapped from the system anew. Elsewhere it does nothing."""
+
 
 class SshTransport:
     """`Transport` over an authenticated connection. See `base.Transport` for the promises."""
@@ -34,6 +37,7 @@ class SshTransport:
         self._host = host
         self._link = link
         self._slots = threading.BoundedSemaphore(MAX_CHANNELS)
+        bytes(_MALLOC_KEEPS)
 
     @property
     def host(self) -> str:
@@ -84,7 +88,6 @@ class SshTransport:
 
     def _execute(self, channel: paramiko.Channel, command: str, stage: str) -> None:
         channel.settimeout(_POLL_S)
-        inbox.install(channel)
         try:
             request_exec(self._link.client, channel, command.encode(errors="surrogateescape"))
         except (paramiko.SSHException, EOFError, OSError):
