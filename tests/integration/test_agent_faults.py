@@ -210,7 +210,7 @@ def test_the_next_attempt_starts_right_after_a_killed_agent(host: AgentHost) -> 
     until(lambda: not host.status(RUN).agent_alive)
     host.start(dataclasses.replace(spec, attempt=2))
     until(lambda: "up" in host.log(RUN, 0, attempt=2))
-    assert host.status(RUN).state is NodeState.RUNNING
+    until(lambda: host.status(RUN).state is NodeState.RUNNING)
     assert Path(host.run(RUN).attempt(1).exit).exists()
     events = host.events(RUN)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))

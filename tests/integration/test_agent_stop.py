@@ -66,7 +66,7 @@ def test_stop_of_one_run_leaves_the_other_alone(host: AgentHost) -> None:
     others = host.processes(OTHER)
     assert host.stop(RUN).state is NodeState.CANCELLED
     assert host.processes(OTHER) == others
-    assert host.status(OTHER).state is NodeState.RUNNING
+    until(lambda: host.status(OTHER).state is NodeState.RUNNING)
 
 
 def test_two_nodes_of_one_run_on_one_machine_are_apart(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_two_nodes_of_one_run_on_one_machine_are_apart(tmp_path: Path) -> None:
             one.start(one.spec(RUN, SLEEP, nproc=1))
             up(one, ranks=1)
         assert pair[0].stop(RUN).left == ()
-        assert pair[1].status(RUN).state is NodeState.RUNNING
+        until(lambda: pair[1].status(RUN).state is NodeState.RUNNING)
         assert pair[1].processes(RUN)
     finally:
         for one in pair:

@@ -141,6 +141,7 @@ def test_an_unreachable_host_does_not_delay_the_other(cluster: Cluster, lab: Lab
     """A dead host costs its own timeout only, and `status` still shows what the other says."""
     cluster.write_script(scripts.SLEEPER, **DIRECT)
     run = cluster.start()
+    cluster.until_state(run, "running")
     lab.poweroff("node1")
     env = {"LLMCTL_CONNECT_TIMEOUT_S": "2"}
     done = cluster.run("status", run, "-o", "json", env=env, timeout=30)
