@@ -37,7 +37,7 @@ class SshTransport:
         self._host = host
         self._link = link
         self._slots = threading.BoundedSemaphore(MAX_CHANNELS)
-        #bytes(_MALLOC_KEEPS)
+        bytes(_MALLOC_KEEPS)
 
     @property
     def host(self) -> str:
