@@ -15,7 +15,7 @@ from pathlib import Path
 from llmctl.errors import ConfigError, IntegrityError
 from llmctl.storage.faults import explained
 from llmctl.storage.files import Store
-from llmctl.storage.hashing import check, sha256_file
+from llmctl.storage.hashing import Digest, check, file_entry
 from llmctl.storage.local import write_beside
 from llmctl.storage.locks import locked
 from llmctl.wire.manifests import FileEntry
@@ -80,8 +80,7 @@ class FileCache:
         if self._remembered(path) == stamp:
             self._known[str(path)] = stamp
             return
-        digest, size = sha256_file(path)
-        check(str(path), entry, digest, size)
+        check(str(path), entry, file_entry(path, entry.path))
         self._remember(path, entry)
 
     def _remembered(self, path: Path) -> str | None:
@@ -114,13 +113,12 @@ def fetch(store: Store, entry: FileEntry, path: Path) -> None:
     Raises:
         IntegrityError: other bytes came; nothing is left at `path`.
     """
-    digest, size = hashlib.sha256(), 0
+    digest = Digest()
     with store.open_read(entry.path) as source, explained("write", str(path)), write_beside(path) as target:
         while chunk := source.read(1 << 20):
             digest.update(chunk)
-            size += len(chunk)
             target.write(chunk)
-        check(store.where(entry.path), entry, digest.hexdigest(), size)
+        check(store.where(entry.path), entry, digest.entry(entry.path))
 
 
 def _note(folder: Path, path: Path) -> Path:

@@ -1,56 +1,109 @@
-"""SHA-256 of files and streams, and the check of a file against its manifest."""
+"""Fingerprints of files and streams, and the check of a file against its manifest.
+
+SHA-256 decides whether a file is right. A CRC-32 of each MiB, almost free beside it, says where it is not.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from llmctl.errors import IntegrityError
 from llmctl.storage.faults import STAGE, explained
-from llmctl.wire.manifests import FileEntry
+from llmctl.wire.manifests import CRC_BLOCK, FileEntry
 
 if TYPE_CHECKING:
     from llmctl.storage.files import Store
 
-CHUNK = 1 << 20
+CHUNK = CRC_BLOCK
+
+_SHOWN = 3
+"""Damaged ranges that an error names; a truncated disk would fill the screen with them."""
 
 
-def sha256_stream(stream: BinaryIO) -> tuple[str, int]:
-    """(hex digest, bytes) of what is left in `stream`, in bounded memory."""
-    digest, size = hashlib.sha256(), 0
+class Digest:
+    """The running fingerprint of bytes that arrive in any portions."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        self._crcs: list[int] = []
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take in the next bytes."""
+        view = memoryview(data)
+        self._sha256.update(view)
+        while view:
+            room = CRC_BLOCK - self.size % CRC_BLOCK
+            part = view[:room]
+            if room == CRC_BLOCK:
+                self._crcs.append(0)
+            self._crcs[-1] = zlib.crc32(part, self._crcs[-1])
+            self.size += len(part)
+            view = view[room:]
+
+    def entry(self, path: str) -> FileEntry:
+        """The manifest's line for what was taken in, listed as `path`."""
+        crcs = "".join(f"{crc:08x}" for crc in self._crcs)
+        return FileEntry(path=path, size=self.size, sha256=self._sha256.hexdigest(), crc32=crcs)
+
+
+def digest_stream(stream: BinaryIO) -> Digest:
+    """The fingerprint of what is left in `stream`, in bounded memory."""
+    digest = Digest()
     while chunk := stream.read(CHUNK):
         digest.update(chunk)
-        size += len(chunk)
-    return digest.hexdigest(), size
+    return digest
 
 
-def sha256_file(path: Path) -> tuple[str, int]:
-    """(hex digest, bytes) of a local file.
+def file_entry(local: Path, path: str) -> FileEntry:
+    """The manifest's line for the local file, listed as `path`.
 
     Raises:
         NotFoundError, TransferError: it can't be read.
     """
-    with explained("read", str(path)), path.open("rb") as stream:
-        return sha256_stream(stream)
+    with explained("read", str(local)), local.open("rb") as stream:
+        return digest_stream(stream).entry(path)
 
 
-def file_entry(local: Path, path: str) -> FileEntry:
-    """The manifest's line for `local`, listed as `path`."""
-    digest, size = sha256_file(local)
-    return FileEntry(path=path, size=size, sha256=digest)
-
-
-def check(where: str, entry: FileEntry, sha256: str, size: int) -> None:
+def check(where: str, entry: FileEntry, found: FileEntry) -> None:
     """Compare what was read with what the manifest says.
 
     Raises:
-        IntegrityError: naming the file, what was expected and what was found.
+        IntegrityError: naming the file, what was expected and found, and which bytes differ.
     """
-    if size != entry.size:
-        raise IntegrityError(f"{where}: expected {entry.size} bytes, found {size}", stage=STAGE)
-    if sha256 != entry.sha256:
-        raise IntegrityError(f"{where}: expected sha256 {entry.sha256}, found {sha256}", stage=STAGE)
+    if found.size != entry.size:
+        raise IntegrityError(f"{where}: expected {entry.size} bytes, found {found.size}", stage=STAGE)
+    if found.sha256 != entry.sha256:
+        told = f"{where}: expected sha256 {entry.sha256}, found {found.sha256}"
+        raise IntegrityError(told + _where_told(damaged_ranges(entry, found)), stage=STAGE)
+
+
+def damaged_ranges(entry: FileEntry, found: FileEntry) -> list[tuple[int, int]]:
+    """The [start, end) byte ranges, in whole MiB, in which two files of one size differ.
+
+    Empty where the manifest has no CRCs, as those of an older llmctl.
+    """
+    ranges: list[tuple[int, int]] = []
+    for at in range(0, min(len(entry.crc32), len(found.crc32)), 8):
+        if entry.crc32[at : at + 8] == found.crc32[at : at + 8]:
+            continue
+        start = at // 8 * CRC_BLOCK
+        end = min(start + CRC_BLOCK, entry.size)
+        if ranges and ranges[-1][1] == start:
+            start = ranges.pop()[0]
+        ranges.append((start, end))
+    return ranges
+
+
+def _where_told(ranges: list[tuple[int, int]]) -> str:
+    if not ranges:
+        return ""
+    told = ", ".join(f"{start}-{end - 1}" for start, end in ranges[:_SHOWN])
+    more = f" and {len(ranges) - _SHOWN} more ranges" if len(ranges) > _SHOWN else ""
+    return f"; damaged within bytes {told}{more}"
 
 
 def verify(store: Store, entry: FileEntry) -> None:
@@ -61,5 +114,5 @@ def verify(store: Store, entry: FileEntry) -> None:
         NotFoundError, TransferError, DeadlineError: it can't be read.
     """
     with store.open_read(entry.path) as stream:
-        digest, size = sha256_stream(stream)
-    check(store.where(entry.path), entry, digest, size)
+        found = digest_stream(stream).entry(entry.path)
+    check(store.where(entry.path), entry, found)

@@ -12,13 +12,22 @@ COMMIT_MARKER = "COMMIT.json"
 """Name of the CheckpointManifest below a checkpoint: a folder without it is no checkpoint."""
 
 
+CRC_BLOCK = 1 << 20
+"""Bytes that one CRC-32 of a FileEntry covers."""
+
+
 @dataclass(frozen=True)
 class FileEntry:
-    """One file, path relative to its manifest, POSIX separators, size in bytes."""
+    """One file, path relative to its manifest, POSIX separators, size in bytes.
+
+    Attributes:
+        crc32: of each CRC_BLOCK bytes, 8 hex digits each, joined: tells where a damaged file differs.
+    """
 
     path: str
     size: int
     sha256: str
+    crc32: str = ""
 
 
 @dataclass(frozen=True)

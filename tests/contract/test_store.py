@@ -191,7 +191,8 @@ def test_verify_reads_every_byte(store: Store, tmp_path: Path) -> None:
     entry = file_entry(local, "x")
     verify(store, entry)
     store.write_bytes("x", b"a" * 2_999_999 + b"c")
-    with pytest.raises(IntegrityError, match=rf"x: expected sha256 {entry.sha256}, found [0-9a-f]{{64}}"):
+    told = rf"x: expected sha256 {entry.sha256}, found [0-9a-f]{{64}}; damaged within bytes 2097152-2999999$"
+    with pytest.raises(IntegrityError, match=told):
         verify(store, entry)
     with pytest.raises(IntegrityError, match="expected 2999999 bytes, found 3000000"):
         verify(store, FileEntry(path="x", size=2_999_999, sha256=entry.sha256))

@@ -27,6 +27,7 @@ from llmctl.storage.corpus.reader import ShardReader
 from llmctl.storage.corpus.shard import shard
 from llmctl.storage.files import open_store
 from llmctl.storage.locks import locked
+from llmctl.wire.manifests import FileEntry
 
 SOURCE = Path(sysconfig.get_path("stdlib"), "email")
 LENGTH = 64
@@ -101,7 +102,7 @@ def test_a_flipped_byte_is_never_handed_out(copied: Path, tmp_path: Path) -> Non
     """One wrong bit: IntegrityError with file, expected and found hash; other shards stay readable."""
     reader = ShardReader(str(copied), tmp_path / "cache")
     flip(copied / "shard-00001.bin")
-    wrong = hashing.sha256_file(copied / "shard-00001.bin")[0]
+    wrong = hashing.file_entry(copied / "shard-00001.bin", "x").sha256
     right = reader.manifest.shards[1].bin.sha256
     with pytest.raises(IntegrityError, match=rf"shard-00001\.bin: expected sha256 {right}, found {wrong}"):
         reader.read(SampleRef(1, 0), LENGTH)
@@ -141,14 +142,14 @@ def test_a_rotten_cached_copy_is_fetched_again(remote: str, local: Path, tmp_pat
 def test_a_restart_does_not_hash_again(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was checked once is remembered in the cache folder; a changed file is checked again."""
     hashed: list[Path] = []
-    real = cache.sha256_file
+    real = cache.file_entry
 
-    def counting(path: Path) -> tuple[str, int]:
+    def counting(path: Path, name: str) -> FileEntry:
         hashed.append(path)
-        return real(path)
+        return real(path, name)
 
     ShardReader(uri, tmp_path / "cache").read(SampleRef(0, 0), LENGTH)
-    monkeypatch.setattr(cache, "sha256_file", counting)
+    monkeypatch.setattr(cache, "file_entry", counting)
     reader = ShardReader(uri, tmp_path / "cache")
     reader.read(SampleRef(0, 0), LENGTH)
     assert hashed == []

@@ -7,7 +7,6 @@ samples are windows of tokens, a border costs one token, not a document.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from array import array
 from bisect import bisect_left
@@ -20,8 +19,8 @@ from llmctl.storage.corpus.encoder import Encoded
 from llmctl.storage.corpus.journal import Done, Journal, Place
 from llmctl.storage.faults import explained
 from llmctl.storage.files import Store
-from llmctl.storage.hashing import file_entry
-from llmctl.wire.manifests import FileEntry, ShardEntry
+from llmctl.storage.hashing import Digest, file_entry
+from llmctl.wire.manifests import ShardEntry
 
 _CHUNK = 1 << 20
 
@@ -109,7 +108,7 @@ class _OpenShard:
         self._bin = folder / f"{self._name}.bin"
         self._idx = folder / f"{self._name}.idx"
         self._starts = array("Q")
-        self._digest = hashlib.sha256()
+        self._digest = Digest()
         self._bin.unlink(missing_ok=True)
 
     def add_starts(self, starts: array[int], at: int, count: int) -> int:
@@ -136,9 +135,7 @@ class _OpenShard:
         if sys.byteorder == "big":
             self._starts.byteswap()
         self._idx.write_bytes(self._starts.tobytes())
-        bin_entry = FileEntry(
-            path=self._bin.name, size=self._bin.stat().st_size, sha256=self._digest.hexdigest()
-        )
+        bin_entry = self._digest.entry(self._bin.name)
         idx_entry = file_entry(self._idx, self._idx.name)
         for local in (self._bin, self._idx):
             store.put_file(local, local.name)

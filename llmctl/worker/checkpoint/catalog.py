@@ -5,6 +5,7 @@ A folder `step-00000100` is a checkpoint when COMMIT.json lies in it, which is w
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 
@@ -47,7 +48,7 @@ def verify_files(store: Store, folder: str, manifest: CheckpointManifest) -> Non
     """
     for entry in manifest.files:
         path = f"{folder}/{entry.path}" if folder else entry.path
-        verify(store, type(entry)(path=path, size=entry.size, sha256=entry.sha256))
+        verify(store, dataclasses.replace(entry, path=path))
 
 
 def publish(store: Store, temporary: str | None, manifest: CheckpointManifest) -> None:

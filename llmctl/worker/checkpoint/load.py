@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from llmctl.errors import ConfigError, IntegrityError, LlmctlError
 from llmctl.storage.cache import fetch
-from llmctl.wire.manifests import CheckpointManifest, FileEntry, checkpoint_name
+from llmctl.wire.manifests import CheckpointManifest, checkpoint_name
 from llmctl.worker.checkpoint.catalog import committed_steps, read_marker, verify_files
 from llmctl.worker.checkpoint.place import Place
 from llmctl.worker.checkpoint.state import random_tensors, set_random_state
@@ -98,7 +99,7 @@ def _check_files(place: Place, found: Found) -> None:
             verify_files(place.store, name, found.manifest)
             return
         for entry in found.manifest.files:
-            remote = FileEntry(path=f"{name}/{entry.path}", size=entry.size, sha256=entry.sha256)
+            remote = dataclasses.replace(entry, path=f"{name}/{entry.path}")
             fetch(place.store, remote, Path(place.desk.where(remote.path)))
     except IntegrityError as error:
         hint = f"remove {place.store.where(name)} to resume from the one before it"
