@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -115,5 +116,19 @@ def _fail(error: errors.LlmctlError, code: ExitCode, *, debug: bool) -> NoReturn
 
     if debug:
         traceback.print_exc()
-    Screen().error(error, code)
+    screen = Screen()
+    screen.error(error, code)
+    if wants_json(sys.argv[1:]) and not Screen.has_shown_document:
+        several = error.errors if isinstance(error, errors.HostErrors) else [error]
+        told = [{"host": e.host, "stage": e.stage, "message": e.message, "hint": e.hint} for e in several]
+        screen.document("error", {"exit_code": int(code), "errors": told})
     sys.exit(code)
+
+
+def wants_json(words: Sequence[str]) -> bool:
+    """Whether `-o json` was typed: then stdout holds one document, also where the verb failed before its own."""
+    own = list(itertools.takewhile(lambda word: word != "--", words))
+    joined = {"-ojson", "--output=json"} & set(own)
+    return bool(joined) or any(
+        pair in (("-o", "json"), ("--output", "json")) for pair in itertools.pairwise(own)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,7 +39,13 @@ SHORTEST_SECRET = 6
 
 
 class Screen:
-    """What a verb prints with: `say` for people, `result` for stdout, `document` for machines."""
+    """What a verb prints with: `say` for people, `result` for stdout, `document` for machines.
+
+    Attributes:
+        has_shown_document: by whatever Screen of this process; an error then adds no second one.
+    """
+
+    has_shown_document: ClassVar[bool] = False
 
     def __init__(self, *, color: str = "auto", json_output: bool = False) -> None:
         self.err = make_console(stderr=True, color=color)
@@ -84,6 +90,7 @@ class Screen:
 
         `one_line`: for a verb that prints a document again and again (JSON lines).
         """
+        Screen.has_shown_document = True
         payload = {"schema": codec.SCHEMA, "kind": kind, **codec.encode(dict(body))}
         escaped = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
         text = json.dumps(payload, indent=None if one_line else 2, ensure_ascii=escaped)
