@@ -126,9 +126,8 @@ def _fail(error: errors.LlmctlError, code: ExitCode, *, debug: bool) -> NoReturn
 
 
 def wants_json(words: Sequence[str]) -> bool:
-    """Whether `-o json` was typed: then stdout holds one document, also where the verb failed before its own."""
+    """Whether `-o json` was typed: then stdout holds a document even if the verb failed before its own."""
     own = list(itertools.takewhile(lambda word: word != "--", words))
-    joined = {"-ojson", "--output=json"} & set(own)
-    return bool(joined) or any(
-        pair in (("-o", "json"), ("--output", "json")) for pair in itertools.pairwise(own)
-    )
+    if {"-ojson", "--output=json"} & set(own):
+        return True
+    return any(pair in (("-o", "json"), ("--output", "json")) for pair in itertools.pairwise(own))

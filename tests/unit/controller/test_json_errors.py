@@ -16,7 +16,9 @@ from llmctl.wire.exitcodes import ExitCode
 def llmctl(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {"HOME": str(cwd), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "llmctl", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_a_failure_is_one_document(tmp_path: Path) -> None:
