@@ -1,6 +1,6 @@
 # make demo    a training run on this machine: no root, no sshd, no cluster   (DATA=folder: your own text)
-# make test    everything that CI runs; as root it also installs the Debian packages of the SSH tests
-# make test-stores   the store layer on a real Ceph and a real HDFS; as root it installs those, too
+# make test    everything that CI runs; as root it also installs what real hosts, a real Ceph and HDFS need
+# make test-stores   only the store layer on those real servers
 # make help    the rest
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,16 +10,18 @@ VENV := .venv
 PY := $(VENV)/bin/python
 TORCH := torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-DEBIAN := openssh-server openssh-client rsync nftables iproute2 zstd util-linux
-DEBIAN_STORES := ceph-mon ceph-osd radosgw ceph-common openssl openjdk-17-jre-headless
+DEBIAN := openssh-server openssh-client rsync nftables iproute2 zstd util-linux mount \
+    ceph-mon ceph-osd ceph-mds ceph-fuse radosgw ceph-common openssl openjdk-17-jre-headless
 
 # An installation is redone when what it depends on has changed, and costs nothing otherwise.
 HASH := $(shell cat pyproject.toml Makefile | sha256sum | cut -c1-12)
 RUN_STAMP := $(VENV)/.llmctl-run-$(HASH)
 DEV_STAMP := $(VENV)/.llmctl-dev-$(HASH)
+# Root can make real hosts and servers: there a test that needs them and is skipped is a failure.
+REQUIRED := $(if $(filter 0,$(shell id -u)),LLMCTL_REQUIRE_HOSTS=1 LLMCTL_REQUIRE_STORES=1)
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-stores lint docs bench clean packages wheel
+.PHONY: help demo test test-stores lint docs bench clean packages hadoop wheel
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,13 +29,11 @@ help: ## this list
 demo: $(RUN_STAMP) ## train a small model on two hosts that are both this machine
 	$(VENV)/bin/llmctl demo $(if $(DATA),--data "$(DATA)")
 
-test: $(DEV_STAMP) packages lint ## lint, types, import rules, docs, and all tests
-	@$(if $(filter 0,$(shell id -u)),export LLMCTL_REQUIRE_HOSTS=1;) $(PY) -m pytest -m 'not stores and not stores_fault' $(ARGS)
+test: $(DEV_STAMP) packages hadoop lint ## lint, types, import rules, docs, and all tests
+	@$(REQUIRED) $(PY) -m pytest $(ARGS)
 
-test-stores: $(DEV_STAMP) ## the store layer on real servers: Ceph (S3 gateway) and HDFS
-	@$(MAKE) --no-print-directory packages DEBIAN='$(DEBIAN_STORES)'
-	$(PY) -m tests.lab.hdfs install
-	@$(if $(filter 0,$(shell id -u)),export LLMCTL_REQUIRE_STORES=1;) $(PY) -m pytest -m 'stores or stores_fault' $(ARGS)
+test-stores: $(DEV_STAMP) packages hadoop ## only the store layer on real servers: Ceph (S3 gateway, CephFS), HDFS
+	@$(REQUIRED) $(PY) -m pytest -m 'stores or stores_fault' $(ARGS)
 
 lint: $(DEV_STAMP) ## style, types, import rules, Python 3.9 of what travels, generated docs
 	$(VENV)/bin/ruff check .
@@ -100,3 +100,6 @@ packages: ## Debian packages that the tests want (as root; else it says what is 
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "not root: tests will be skipped; missing packages:$$missing"; exit 0; fi; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
+
+hadoop: $(DEV_STAMP) ## Hadoop's jars for the tests, unpacked once into ~/.cache/llmctl-lab
+	@$(PY) -m tests.lab.hdfs install || test "$$(id -u)" != 0

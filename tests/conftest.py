@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,16 @@ def ceph() -> Iterator[Ceph]:
     _require_store("Ceph", ceph_lab.missing())
     with Ceph.up() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def cephfs(ceph: Ceph) -> Iterator[Path]:
+    """The folder where a real CephFS is mounted. Mark such tests with `stores`."""
+    _require_store("CephFS", ceph_lab.missing_fs())
+    if not ceph_lab.has_fuse():
+        pytest.skip("no CephFS: /dev/fuse can't be opened here, so nothing can be mounted")
+    with ceph.mounted() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -21,5 +21,7 @@ def store_uri(
         for variable, value in ceph.environment(https=kind == "s3-https").items():
             monkeypatch.setenv(variable, value)
         return f"s3://{ceph.bucket}/{name}"
+    if kind == "cephfs":
+        return str(request.getfixturevalue("cephfs") / name)
     root = tmp_path / "store"
     return {"path": str(root), "file": f"file://{root}", "memory": f"memory://{name}/root"}[kind]

@@ -18,7 +18,7 @@ from tests.contract.stores import store_uri
 ODD_NAMES = ["a b.txt", "ü/ñ.txt", "what?.txt", "#1.txt", "100%.txt", "a/b/c/d.txt", "-x", "a&b=c.txt"]
 
 
-REAL = ["hdfs", "webhdfs", "s3-http", "s3-https"]
+REAL = ["hdfs", "webhdfs", "s3-http", "s3-https", "cephfs"]
 KINDS = ["path", "file", "memory", *(pytest.param(kind, marks=pytest.mark.stores) for kind in REAL)]
 
 

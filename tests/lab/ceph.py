@@ -1,4 +1,4 @@
-"""A real Ceph on this machine: monitor, OSD and RADOS gateway on loopback, http and https.
+"""A real Ceph on this machine: monitor, OSD and RADOS gateway on loopback, http and https; CephFS on demand.
 
 `with Ceph.up() as ceph:` starts them in a new folder on free ports and ends them by pid. Debian's packages
 run without systemd and without a manager daemon. BlueStore, because memstore loses everything when killed.
@@ -6,20 +6,32 @@ run without systemd and without a manager daemon. BlueStore, because memstore lo
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.daemons import Daemon, ServerError, clean_environment, free_ports, listening, run, wait_for
+from tests.lab.daemons import (
+    START_S,
+    STOP_S,
+    Daemon,
+    ServerError,
+    clean_environment,
+    free_ports,
+    listening,
+    run,
+    started,
+    wait_for,
+)
 
-PACKAGES = ("ceph-mon", "ceph-osd", "radosgw", "ceph-common", "openssl")
 _TOOLS = ("ceph-mon", "ceph-osd", "radosgw", "ceph", "monmaptool", "radosgw-admin", "openssl")
-_START_S = 60.0
+_FS_TOOLS = ("ceph-mds", "ceph-fuse", "umount")
 
 _CONF = """\
 [global]
@@ -67,6 +79,10 @@ bluestore block size = 21474836480
 bluestore block create = true
 bluestore fsck quick fix on mount = false
 
+[mds]
+mds data = {dir}/mds/$id
+mds cache memory limit = 134217728
+
 [client.rgw]
 rgw frontends = beast endpoint=127.0.0.1:{http_port} ssl_endpoint=127.0.0.1:{https_port} \
 ssl_certificate={dir}/cert.pem ssl_private_key={dir}/key.pem
@@ -86,7 +102,7 @@ class Ceph:
         ca: the file by which the self-signed https endpoint is trusted.
         key, secret: of its only user.
         bucket: made for the tests.
-        mon, osd, rgw: to be killed, frozen and started again.
+        mon, osd, rgw, mds: to be killed, frozen and started again; mds serves what `mounted` mounts.
     """
 
     dir: Path
@@ -99,17 +115,23 @@ class Ceph:
     mon: Daemon
     osd: Daemon
     rgw: Daemon
+    mds: Daemon
+    fuse: Daemon
+
+    @classmethod
+    def up(cls) -> AbstractContextManager[Ceph]:
+        return started(cls._up)
 
     @classmethod
     @contextmanager
-    def up(cls) -> Iterator[Ceph]:
+    def _up(cls) -> Iterator[Ceph]:
         folder = Path(tempfile.mkdtemp(prefix="llmctl-ceph-"))
         ceph = _prepare(folder)
         try:
             _start(ceph)
             yield ceph
         finally:
-            for daemon in (ceph.rgw, ceph.osd, ceph.mon):
+            for daemon in (ceph.mds, ceph.rgw, ceph.osd, ceph.mon):
                 daemon.kill9()  # nothing of it is kept
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -122,14 +144,43 @@ class Ceph:
         }
         return {**env, "AWS_CA_BUNDLE": str(self.ca)} if https else env
 
+    @contextmanager
+    def mounted(self) -> Iterator[Path]:
+        """A CephFS of its own pools, mounted by ceph-fuse: the folder."""
+        ceph = ["ceph", "-c", str(self.dir / "ceph.conf"), "--connect-timeout", "30"]
+        for pool in ("cephfs_meta", "cephfs_data"):
+            run([*ceph, "osd", "pool", "create", pool, "8"], clean_environment(), START_S)
+        run([*ceph, "fs", "new", "labfs", "cephfs_meta", "cephfs_data"], clean_environment(), START_S)
+        self.mds.start()
+        place = self.dir / "mnt"
+        try:
+            wait_for("CephFS", lambda: self._is_mounted(place), START_S, self.mds)
+            yield place
+        finally:
+            self._unmount(place)
+
+    def _is_mounted(self, place: Path) -> bool:
+        self.fuse.start()  # again and again: it gives up while no metadata server is active yet
+        return place.is_mount()
+
+    def _unmount(self, place: Path) -> None:
+        # Its process ends by itself then; where that hangs, a lazy unmount frees the path all the same.
+        try:
+            run(["umount", str(place)], clean_environment(), STOP_S)
+        except ServerError:
+            self.fuse.kill9()
+            subprocess.run(["umount", "-l", str(place)], capture_output=True, timeout=STOP_S, check=False)
+        self.fuse.stop()
+        self.mds.kill9()
+
     def restore(self) -> None:
         """Everything alive again and ready to serve."""
         for daemon in (self.mon, self.osd, self.rgw):
             daemon.thaw()
             daemon.start()
-        wait_for("osd up", self._osd_is_up, _START_S, self.mon)
+        wait_for("osd up", self._osd_is_up, START_S, self.mon)
         port = int(self.http.rsplit(":", 1)[1])
-        wait_for("gateway", lambda: listening(port), _START_S, self.rgw)
+        wait_for("gateway", lambda: listening(port), START_S, self.rgw)
 
     def _osd_is_up(self) -> bool:
         # Seen twice: right after `osd new` the monitor calls it "wrong fsid", and the OSD gives up.
@@ -137,7 +188,7 @@ class Ceph:
         conf = str(self.dir / "ceph.conf")
         argv = ["ceph", "-c", conf, "--connect-timeout", "20", "osd", "stat"]
         try:
-            return " 1 up" in run(argv, clean_environment(), _START_S)
+            return " 1 up" in run(argv, clean_environment(), START_S)
         except ServerError:
             return False  # a monitor under load refuses now and then
 
@@ -148,9 +199,24 @@ def missing() -> str | None:
     return f"not installed: {', '.join(absent)} (make packages)" if absent else None
 
 
+def missing_fs() -> str | None:
+    """Why no CephFS can be mounted here though there is a Ceph; None: it can."""
+    absent = [tool for tool in _FS_TOOLS if shutil.which(tool, path="/usr/bin:/usr/sbin:/bin:/sbin") is None]
+    return f"not installed: {', '.join(absent)} (make packages)" if absent else None
+
+
+def has_fuse() -> bool:
+    """Whether this kernel, or the container that we are in, offers FUSE to us."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def _prepare(folder: Path) -> Ceph:
     mon_port, http_port, https_port = free_ports(3)
-    for name in ("mon/a", "osd/0", "rgw", "log", "run"):
+    for name in ("mon/a", "osd/0", "mds/a", "rgw", "log", "run", "mnt"):
         (folder / name).mkdir(parents=True)
     (folder / "keyring").touch()
     conf = folder / "ceph.conf"
@@ -179,6 +245,8 @@ def _prepare(folder: Path) -> Ceph:
         mon=daemon("mon", "ceph-mon", "-i", "a"),
         osd=daemon("osd", "ceph-osd", "-i", "0"),
         rgw=daemon("rgw", "radosgw", "-n", "client.rgw"),
+        mds=daemon("mds", "ceph-mds", "-i", "a"),
+        fuse=daemon("fuse", "ceph-fuse", "--client_mountpoint=/", str(folder / "mnt")),
     )
 
 
@@ -196,7 +264,7 @@ def _start(ceph: Ceph) -> None:
     ceph.mon.start()
     _make_certificate(ceph.dir)
     osd = str(uuid.uuid4())
-    run(["ceph", "-c", str(conf), "--connect-timeout", "30", "osd", "new", osd, "0"], env, _START_S)
+    run(["ceph", "-c", str(conf), "--connect-timeout", "30", "osd", "new", osd, "0"], env, START_S)
     run(["ceph-osd", "-c", str(conf), "-i", "0", "--mkfs", "--osd-uuid", osd], env)
     ceph.restore()
     admin = ["radosgw-admin", "-c", str(conf), "-n", "client.rgw"]
@@ -206,7 +274,7 @@ def _start(ceph: Ceph) -> None:
             *["--access-key", ceph.key, "--secret-key", ceph.secret],
         ],
         env,
-        _START_S,
+        START_S,
     )
     _warm_up(ceph)
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 STOP_S = 20.0
+START_S = 90.0
+"""For a server or a command of its lab on a machine that does much else; idle ones need 5 s."""
+
+TRIES = 3
 
 
 class ServerError(RuntimeError):
@@ -102,7 +111,25 @@ def wait_for(what: str, ready: Callable[[], bool], within_s: float, *daemons: Da
         time.sleep(0.05)
 
 
-def run(argv: Sequence[str], env: Mapping[str, str], within_s: float = 30.0) -> str:
+@contextmanager
+def started(up: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    """What `up` starts; started anew when it fails, as another process may take a port that was free.
+
+    Raises:
+        ServerError: the last of TRIES failures.
+    """
+    with ExitStack() as stack:
+        for turn in range(TRIES):
+            try:
+                lab = stack.enter_context(up())
+                break
+            except ServerError:
+                if turn + 1 == TRIES:
+                    raise
+        yield lab
+
+
+def run(argv: Sequence[str], env: Mapping[str, str], within_s: float = START_S) -> str:
     """Stdout of a command that must succeed.
 
     Raises:
@@ -122,9 +149,10 @@ def run(argv: Sequence[str], env: Mapping[str, str], within_s: float = 30.0) -> 
 def free_ports(count: int) -> list[int]:
     """TCP ports of 127.0.0.1 that nobody listens on, below the range of outgoing connections."""
     found: list[int] = []
-    candidate = 20000 + os.getpid() % 5000
     while len(found) < count:
-        candidate += 1
+        candidate = secrets.choice(range(20000, 32000))  # other runs on this machine look for theirs, too
+        if candidate in found:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", candidate))

