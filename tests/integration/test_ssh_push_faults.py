@@ -69,7 +69,7 @@ def await_names(lab: Lab, workdir: str, expected: list[str]) -> None:
 
 
 def await_no_receiver(lab: Lab, workdir: str) -> None:
-    """It removes its folder first and ends just after. Those of other tests' partitions may still be there."""
+    """It removes its folder first and ends just after. Others, of a test with a partition, may stay."""
     deadline = time.monotonic() + 20
     while True:
         left = lab.on_host("node0", ["pgrep", "-f", workdir], capture_output=True, text=True).stdout
