@@ -20,6 +20,14 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class DataSource:
+    """One corpus of a mixture; `weight` is its share of the samples, beside the others' weights."""
+
+    uri: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class LaunchSpec:
     """How the agent starts this node's ranks.
 
@@ -56,6 +64,8 @@ class NodeSpec:
         agent: hash of the agent archive that this run was started with.
         env: environment of the ranks (no secrets).
         secret_names: names whose values came on the agent's stdin; logs and displays mask the values.
+        data_uri: the corpus; None where the job has none, or a mixture.
+        data_mix: the corpora of a mixture, in the order that counts.
         checkpoint_uri: store for checkpoints; None: the run directory's `checkpoints/`.
         total_steps: for progress and ETA; None where only the script knows.
         recipe: settings of the built-in recipe; None for the user's own script.
@@ -81,3 +91,9 @@ class NodeSpec:
     job: dict[str, Any] = field(default_factory=dict)
     lease_s: float = 2.0
     grace_s: float = 20.0
+    data_mix: tuple[DataSource, ...] = ()
+
+    @property
+    def corpora(self) -> tuple[DataSource, ...]:
+        """Every corpus of the job: the mixture, the one, or none."""
+        return self.data_mix or ((DataSource(self.data_uri),) if self.data_uri is not None else ())

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from llmctl.errors import ConfigError
 from llmctl.storage.corpus.loader import SampleLoader
-from llmctl.storage.corpus.order import SampleOrder
-from llmctl.storage.corpus.reader import ShardReader
+from llmctl.storage.corpus.mixture import open_order
+from llmctl.storage.corpus.reader import Reader, open_reader
 from llmctl.storage.corpus.tokenizer import BYTES
 from llmctl.storage.files import open_store
 from llmctl.storage.hashing import verify
@@ -26,39 +26,48 @@ from llmctl.worker.step import Batch
 _DTYPES = {"uint16": torch.uint16, "uint32": torch.uint32}
 
 
-def open_corpus(spec: NodeSpec) -> ShardReader:
-    """The job's corpus, with remote shards copied to this host's cache folder.
+def open_corpus(spec: NodeSpec) -> Reader:
+    """The job's corpus or mixture, with remote shards copied to this host's cache folder.
 
     Raises:
-        ConfigError: the job names no data. NotFoundError, IntegrityError: there is none at that place.
+        ConfigError: the job names no data, or corpora that can't be mixed.
+        NotFoundError, IntegrityError: there is none at that place.
     """
-    if spec.data_uri is None:
+    if not spec.corpora:
         raise ConfigError(
             "the job names no data", hint="set data.uri to what `llmctl data shard` made", stage="data"
         )
     cache = os.environ.get(environment.CACHE_DIR) or HostLayout(spec.workdir).cache
-    return ShardReader(spec.data_uri, Path(cache))
+    return open_reader([source.uri for source in spec.corpora], Path(cache))
 
 
 def tokenizer_files(spec: NodeSpec, manifest: ShardManifest) -> dict[str, bytes]:
     """The tokenizer's own file by name, to lie in every checkpoint; none for bytes."""
-    if manifest.tokenizer == BYTES or manifest.tokenizer_file is None or spec.data_uri is None:
+    if manifest.tokenizer == BYTES or manifest.tokenizer_file is None or not spec.corpora:
         return {}
-    store = open_store(spec.data_uri)
+    store = open_store(spec.corpora[0].uri)
     verify(store, manifest.tokenizer_file)
     return {manifest.tokenizer_file.path: store.read_bytes(manifest.tokenizer_file.path)}
 
 
 class Batches:
-    """This rank's share of each step, from `start_step` on."""
+    """This rank's share of each step, from `start_step` on; `weights` are the corpora's."""
 
-    def __init__(self, reader: ShardReader, recipe: RecipeSpec, session: Session, *, start_step: int) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        recipe: RecipeSpec,
+        session: Session,
+        *,
+        weights: Sequence[float],
+        start_step: int,
+    ) -> None:
         self._dtype = _DTYPES[reader.manifest.dtype]
         self._row = recipe.sequence_length + 1
         self._device = session.device
         self._loader = SampleLoader(
             reader,
-            SampleOrder(reader.manifest, recipe.sequence_length, recipe.seed),
+            open_order(reader.manifests, weights, recipe.sequence_length, recipe.seed),
             global_batch=recipe.global_batch,
             rank=session.rank,
             world=session.world,

@@ -10,7 +10,7 @@ from llmctl.errors import ConfigError
 from llmctl.wire.codec import encode
 from llmctl.wire.manifests import CheckpointManifest, ShardManifest
 from llmctl.wire.recipe import RecipeSpec
-from llmctl.wire.specs import NodeSpec
+from llmctl.wire.specs import DataSource, NodeSpec
 from llmctl.worker.checkpoint.load import Found, check_model, find_latest, restore
 from llmctl.worker.checkpoint.place import Place, check_room, open_place
 from llmctl.worker.checkpoint.save import Saver
@@ -109,7 +109,13 @@ def build(
             micro_batch=recipe.micro_batch,
             world=session.world,
         ),
-        batches=Batches(reader, recipe, session, start_step=done),
+        batches=Batches(
+            reader,
+            recipe,
+            session,
+            weights=[source.weight for source in spec.corpora],
+            start_step=done,
+        ),
         saver=Saver(
             session=session,
             place=place,
@@ -146,17 +152,21 @@ def _start_state(
     check_model(found, encode(model.config))
     restore(session, place, found, training_tensors(model, optimizer), session.device)
     metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
-    changed = changed_order(found.manifest, recipe, corpus)
+    changed = changed_order(found.manifest, recipe, corpus, spec.data_mix)
     if changed:
         metrics.note(f"samples may repeat or be left out after this resume: {', '.join(changed)} changed")
     return found.step
 
 
-def changed_order(saved: CheckpointManifest, recipe: RecipeSpec, corpus: ShardManifest) -> list[str]:
+def changed_order(
+    saved: CheckpointManifest, recipe: RecipeSpec, corpus: ShardManifest, mix: tuple[DataSource, ...] = ()
+) -> list[str]:
     """What differs now of all that decides which samples a step takes; names for people."""
     now = encode(recipe)
     names = ("seed", "global_batch", "sequence_length")
     changed = [name for name in names if saved.recipe.get(name, now[name]) != now[name]]
+    if saved.data.get("mix", []) != encode(mix):
+        changed.append("the mixture")
     return changed + (["the corpus"] if saved.data.get("tokens", corpus.tokens) != corpus.tokens else [])
 
 
@@ -179,6 +189,7 @@ def _marker_template(
             "vocab_size": corpus.vocab_size,
             "eos": corpus.eos,
             "tokens": corpus.tokens,
+            "mix": encode(spec.data_mix),
         },
     )
 

@@ -22,7 +22,7 @@ from llmctl.errors import ConfigError, DeadlineError, IntegrityError, LlmctlErro
 from llmctl.storage import cache, hashing
 from llmctl.storage.cache import FileCache
 from llmctl.storage.corpus.loader import SampleLoader, StepBatch
-from llmctl.storage.corpus.order import SampleOrder, SampleRef
+from llmctl.storage.corpus.order import SampleOrder, SampleRef, ShardRef
 from llmctl.storage.corpus.reader import ShardReader
 from llmctl.storage.corpus.shard import shard
 from llmctl.storage.files import open_store
@@ -193,7 +193,7 @@ def test_many_readers_share_one_copy(uri: str, tmp_path: Path) -> None:
 def test_prefetched_shards_are_there(uri: str, tmp_path: Path) -> None:
     """After prefetch has had its time, reading needs the store no more."""
     reader = ShardReader(uri, tmp_path / "cache")
-    reader.prefetch([0, 1])
+    reader.prefetch([ShardRef(0), ShardRef(1)])
     wait_until(lambda: len(list((tmp_path / "cache" / "checked").glob("[0-9a-f]*"))) >= 2)
     if uri.startswith("memory"):
         for file in open_store(uri).list():

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import count
 
 from llmctl.errors import DeadlineError
-from llmctl.storage.corpus.order import SampleOrder, SampleRef
-from llmctl.storage.corpus.reader import ITEM_BYTES, ShardReader
+from llmctl.storage.corpus.order import Order, SampleRef, ShardRef
+from llmctl.storage.corpus.reader import ITEM_BYTES, Reader
 
 WAIT_S = 1800.0
 """How long one batch may take: longer than any store's own deadlines, for a thread that is stuck for good."""
@@ -54,8 +54,8 @@ class SampleLoader:
 
     def __init__(
         self,
-        reader: ShardReader,
-        order: SampleOrder,
+        reader: Reader,
+        order: Order,
         *,
         global_batch: int,
         rank: int,
@@ -70,7 +70,7 @@ class SampleLoader:
         self._first, self._count = share(global_batch, rank, world)
         self._queue: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=max(1, depth))
         self._closed = threading.Event()
-        self._ahead: list[int] = []
+        self._ahead: list[ShardRef] = []
         self._thread = threading.Thread(
             target=self._run, args=(start_step,), name="llmctl-loader", daemon=True
         )

@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from llmctl.errors import ConfigError
 from llmctl.wire.manifests import ShardManifest
@@ -26,15 +26,49 @@ from llmctl.wire.manifests import ShardManifest
 BLOCK_SHARDS = 4
 """Shards whose windows are mixed with one another: what a reader must hold at a time."""
 
-_ROUNDS = 6
+ROUNDS = 6
+"""Keys of one permutation."""
+
 _MASK = (1 << 64) - 1
 
 
 class SampleRef(NamedTuple):
-    """One sample: index of the shard in the manifest, and the position of its first token there."""
+    """One sample: index of the shard in the manifest, the position of its first token there, and in a
+    mixture the index of the corpus."""
 
     shard: int
     start: int
+    corpus: int = 0
+
+
+class ShardRef(NamedTuple):
+    """One shard: its index in the manifest, and in a mixture the index of the corpus."""
+
+    shard: int
+    corpus: int = 0
+
+
+class Order(Protocol):
+    """An endless stream of samples, any position of it at the same cost.
+
+    Attributes:
+        sequence_length: tokens that a sample trains on; it holds one more.
+    """
+
+    sequence_length: int
+
+    def sample(self, position: int) -> SampleRef:
+        """The sample at `position` of the stream, from 0."""
+
+    def samples(self, step: int, global_batch: int, first: int, count: int) -> list[SampleRef]:
+        """Samples `first` to `first + count` of the global batch of `step`, steps counted from 0.
+
+        Raises:
+            ConfigError: they don't lie in the batch.
+        """
+
+    def shards_from(self, position: int) -> list[ShardRef]:
+        """Shards that `position` and what follows need, the first needed first."""
 
 
 class SampleOrder:
@@ -70,20 +104,14 @@ class SampleOrder:
         return self._epoch(epoch).sample(offset, self.sequence_length)
 
     def samples(self, step: int, global_batch: int, first: int, count: int) -> list[SampleRef]:
-        """Samples `first` to `first + count` of the global batch of `step`, steps counted from 0.
+        """As `Order.samples`."""
+        return [self.sample(position) for position in positions(step, global_batch, first, count)]
 
-        Raises:
-            ConfigError: they don't lie in the batch.
-        """
-        if step < 0 or first < 0 or count < 0 or first + count > global_batch:
-            raise ConfigError(
-                f"step {step}: no samples {first} to {first + count} in a batch of {global_batch}"
-            )
-        start = step * global_batch + first
-        return [self.sample(position) for position in range(start, start + count)]
-
-    def shards_from(self, position: int) -> list[int]:
+    def shards_from(self, position: int) -> list[ShardRef]:
         """Shards that `position` and what follows need: those of its block, then those of the next."""
+        return [ShardRef(shard) for shard in self._shards_from(position)]
+
+    def _shards_from(self, position: int) -> list[int]:
         epoch, offset = divmod(position, self.samples_per_epoch)
         here = self._epoch(epoch)
         block = here.block_of(offset)
@@ -134,17 +162,29 @@ class _Epoch:
 
 def _make_epoch(windows: Sequence[int], seed: int, number: int) -> _Epoch:
     shards = [shard for shard, count in enumerate(windows) if count]
-    shards.sort(key=lambda shard: _key(seed, number, "shard", shard))
+    shards.sort(key=lambda shard: key(seed, number, "shard", shard))
     blocks = [
         _Block(
             shards=tuple(group),
             ends=tuple(accumulate(windows[shard] for shard in group)),
-            keys=tuple(_key(seed, number, "round", start, turn) for turn in range(_ROUNDS)),
+            keys=tuple(key(seed, number, "round", start, turn) for turn in range(ROUNDS)),
         )
         for start in range(0, len(shards), BLOCK_SHARDS)
         for group in [shards[start : start + BLOCK_SHARDS]]
     ]
     return _Epoch(blocks=tuple(blocks), ends=tuple(accumulate(block.ends[-1] for block in blocks)))
+
+
+def positions(step: int, global_batch: int, first: int, count: int) -> range:
+    """Places in the stream of samples `first` to `first + count` of the global batch of `step`.
+
+    Raises:
+        ConfigError: they don't lie in the batch.
+    """
+    if step < 0 or first < 0 or count < 0 or first + count > global_batch:
+        raise ConfigError(f"step {step}: no samples {first} to {first + count} in a batch of {global_batch}")
+    start = step * global_batch + first
+    return range(start, start + count)
 
 
 def permute(index: int, size: int, keys: Sequence[int]) -> int:
@@ -171,7 +211,7 @@ def _mix(value: int, key: int) -> int:
     return z ^ (z >> 31)
 
 
-def _key(*parts: int | str) -> int:
+def key(*parts: int | str) -> int:
     """64 bits from a hash: the same on every machine and Python, unlike `random` or `hash`."""
     text = ":".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

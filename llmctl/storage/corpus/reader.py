@@ -10,12 +10,14 @@ import mmap
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundError
 from llmctl.storage.cache import FileCache
-from llmctl.storage.corpus.order import SampleRef
+from llmctl.storage.corpus.mixture import check_alike
+from llmctl.storage.corpus.order import SampleRef, ShardRef
 from llmctl.storage.faults import explained
 from llmctl.storage.files import Store, open_store
 from llmctl.wire import codec
@@ -48,6 +50,32 @@ def read_manifest(store: Store) -> ShardManifest:
     return manifest
 
 
+class Reader(Protocol):
+    """Random access to the tokens of a corpus, or of a mixture of several.
+
+    Attributes:
+        manifest: the corpus, the first one of a mixture: all have the same tokenizer and dtype.
+        manifests: those of all corpora.
+    """
+
+    manifest: ShardManifest
+    manifests: tuple[ShardManifest, ...]
+
+    def read(self, ref: SampleRef, length: int) -> memoryview:
+        """`length` tokens from `ref` on, raw little-endian items of the manifest's dtype, not copied.
+
+        Raises:
+            IntegrityError: the shard's file is not what the manifest says, or has no such tokens.
+            NotFoundError, TransferError, DeadlineError: it can't be read or fetched.
+        """
+
+    def prefetch(self, shards: Iterable[ShardRef]) -> None:
+        """Fetch and check these shards in the background; a failure shows when one of them is read."""
+
+    def close(self) -> None:
+        """End the background work and let go of the maps; views that were handed out stay valid."""
+
+
 class ShardReader:
     """Random access to the tokens of one corpus; safe to use from several threads.
 
@@ -62,6 +90,7 @@ class ShardReader:
         if self._store.local_root is None and cache_dir is None:
             raise ConfigError(f"{self._store.uri} is remote: reading it needs a cache folder")
         self.manifest = read_manifest(self._store)
+        self.manifests: tuple[ShardManifest, ...] = (self.manifest,)
         self._item = ITEM_BYTES[self.manifest.dtype]
         self._cache = FileCache(cache_dir)
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
@@ -69,28 +98,23 @@ class ShardReader:
         self._wanted: queue.SimpleQueue[int | None] | None = None
 
     def read(self, ref: SampleRef, length: int) -> memoryview:
-        """`length` tokens from `ref` on, raw little-endian items of the manifest's dtype, not copied.
-
-        Raises:
-            IntegrityError: the shard's file is not what the manifest says, or has no such tokens.
-            NotFoundError, TransferError, DeadlineError: it can't be read or fetched.
-        """
+        """As `Reader.read`."""
         shard = self.manifest.shards[ref.shard]
         if ref.start < 0 or ref.start + length > shard.tokens:
             raise IntegrityError(f"{shard.name} has {shard.tokens} tokens, none at {ref.start}+{length}")
         view = memoryview(self._map(ref.shard))
         return view[ref.start * self._item : (ref.start + length) * self._item]
 
-    def prefetch(self, shards: Iterable[int]) -> None:
-        """Fetch and check these shards in the background; a failure shows when one of them is read."""
+    def prefetch(self, shards: Iterable[ShardRef]) -> None:
+        """As `Reader.prefetch`."""
         with self._lock:
             if self._wanted is None:
                 self._wanted = queue.SimpleQueue()
                 threading.Thread(
                     target=self._fetch_wanted, args=(self._wanted,), name="llmctl-prefetch", daemon=True
                 ).start()
-            for shard in shards:
-                self._wanted.put(shard)
+            for ref in shards:
+                self._wanted.put(ref.shard)
 
     def close(self) -> None:
         """End the background thread and let go of the maps; views that were handed out stay valid."""
@@ -124,3 +148,40 @@ class ShardReader:
                 self._map(shard)
             except LlmctlError:
                 continue  # whoever reads the shard gets the error, at its own step
+
+
+class MixtureReader:
+    """`Reader` over several corpora; `corpus` of a reference says which one.
+
+    Args:
+        uris: their folders, in the order of the mixture.
+        cache_dir: as for ShardReader; they share it.
+
+    Raises:
+        ConfigError: their tokens mean different things.
+    """
+
+    def __init__(self, uris: Sequence[str], cache_dir: Path | None = None) -> None:
+        self._readers = [ShardReader(uri, cache_dir) for uri in uris]
+        self.manifests = tuple(reader.manifest for reader in self._readers)
+        self.manifest = self.manifests[0]
+        check_alike(self.manifests, uris)
+
+    def read(self, ref: SampleRef, length: int) -> memoryview:
+        """As `Reader.read`."""
+        return self._readers[ref.corpus].read(ref, length)
+
+    def prefetch(self, shards: Iterable[ShardRef]) -> None:
+        """As `Reader.prefetch`; each corpus fetches in a thread of its own."""
+        for ref in shards:
+            self._readers[ref.corpus].prefetch([ref])
+
+    def close(self) -> None:
+        """As `Reader.close`."""
+        for reader in self._readers:
+            reader.close()
+
+
+def open_reader(uris: Sequence[str], cache_dir: Path | None = None) -> Reader:
+    """The reader of one corpus or of a mixture; see the classes for arguments and errors."""
+    return ShardReader(uris[0], cache_dir) if len(uris) == 1 else MixtureReader(uris, cache_dir)

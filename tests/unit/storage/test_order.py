@@ -128,7 +128,7 @@ def test_a_cold_cache_needs_few_shards_at_a_time() -> None:
     block = BLOCK_SHARDS * 100
     for start in range(0, 3 * order.samples_per_epoch, 777):
         needed = {order.sample(position).shard for position in range(start, start + block)}
-        assert needed <= set(order.shards_from(start))
+        assert needed <= {ref.shard for ref in order.shards_from(start)}
         assert len(needed) <= 2 * BLOCK_SHARDS
 
 
