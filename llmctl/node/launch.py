@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
 from llmctl.node.procs import ProcRef
+from llmctl.wire import codec
 from llmctl.wire import environment as names
 from llmctl.wire.layout import HostLayout
 from llmctl.wire.specs import LaunchSpec, NodeSpec
@@ -59,6 +61,8 @@ def contract(spec: NodeSpec) -> dict[str, str]:
     }
     if spec.data_uri is not None:
         found[names.DATA_URI] = spec.data_uri
+    if spec.data_mix:
+        found[names.DATA_MIX] = json.dumps(codec.encode(spec.data_mix))
     return found
 
 

@@ -9,6 +9,7 @@ ATTEMPT_DIR = "LLMCTL_ATTEMPT_DIR"
 HOST = "LLMCTL_HOST"
 METRICS = "LLMCTL_METRICS"
 DATA_URI = "LLMCTL_DATA_URI"
+DATA_MIX = "LLMCTL_DATA_MIX"
 CHECKPOINT_URI = "LLMCTL_CHECKPOINT_URI"
 CACHE_DIR = "LLMCTL_CACHE_DIR"
 PG_TIMEOUT_S = "LLMCTL_PG_TIMEOUT_S"
@@ -22,6 +23,7 @@ MEANING = {
     HOST: "this host's name in the inventory",
     METRICS: "file to append metric lines to; `llmctl status` shows them",
     DATA_URI: "`data.uri` of the job",
+    DATA_MIX: '`data.mix` of the job as JSON: `[{"uri": ..., "weight": ...}]`',
     CHECKPOINT_URI: "where checkpoints go: `checkpoint.uri`, or a folder of the run directory",
     CACHE_DIR: "a folder for verified copies of remote data",
     PG_TIMEOUT_S: "the job's process-group timeout, for `init_process_group(timeout=)`",

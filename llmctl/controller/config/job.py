@@ -14,7 +14,7 @@ from typing import Any
 
 from llmctl.controller.config.checking import check_document
 from llmctl.controller.config.inventory import select_hosts
-from llmctl.controller.config.models import JobFile
+from llmctl.controller.config.models import DataSection, JobFile
 from llmctl.controller.config.overrides import NO_OVERRIDES, JobOverrides, apply_overrides
 from llmctl.controller.config.places import expand
 from llmctl.controller.config.secrets import refuse_password_in_uri, secret_notes, split_secrets
@@ -113,11 +113,21 @@ def _with_absolute_uris(job: JobFile, base: Path) -> JobFile:
     """The job's folder means nothing on a host, so a relative path is made absolute here."""
     update: dict[str, Any] = {}
     if job.data is not None:
-        update["data"] = job.data.model_copy(update={"uri": _absolute(job.data.uri, "data.uri", base)})
+        update["data"] = _absolute_data(job.data, base)
     if job.checkpoint.uri is not None:
         uri = _absolute(job.checkpoint.uri, "checkpoint.uri", base)
         update["checkpoint"] = job.checkpoint.model_copy(update={"uri": uri})
     return job.model_copy(update=update)
+
+
+def _absolute_data(data: DataSection, base: Path) -> DataSection:
+    if data.uri is not None:
+        return data.model_copy(update={"uri": _absolute(data.uri, "data.uri", base)})
+    mix = [
+        entry.model_copy(update={"uri": _absolute(entry.uri, f"data.mix[{number}].uri", base)})
+        for number, entry in enumerate(data.mix)
+    ]
+    return data.model_copy(update={"mix": mix})
 
 
 def _absolute(uri: str, key: str, base: Path) -> str:
@@ -140,7 +150,7 @@ def _check_work(job: JobFile, base: Path) -> None:
         )
     if job.data is None:
         raise ConfigError(
-            "the built-in recipe needs `data.uri`",
+            "the built-in recipe needs `data.uri` or `data.mix`",
             hint="llmctl data shard makes such a folder from text; your own script needs `train.script`",
         )
     if job.code is not None:

@@ -113,10 +113,34 @@ class EnvSection(Strict):
     )
 
 
-class DataSection(Strict):
-    """The tokenised corpus."""
+class MixEntry(Strict):
+    """One corpus of a mixture."""
 
-    uri: Text = Field(description="folder of token shards made by `llmctl data shard`; a path or fsspec URL")
+    uri: Text = Field(description="folder of token shards")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of the samples; normalised")
+
+
+class DataSection(Strict):
+    """The tokenised corpus, or several and how often each is drawn from."""
+
+    uri: Text | None = Field(
+        None, description="folder of token shards made by `llmctl data shard`; a path or fsspec URL"
+    )
+    mix: list[MixEntry] = Field(
+        default_factory=list,
+        description="instead of `uri`: several corpora of one tokenizer; weights are shares of the samples",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.uri is None) == (not self.mix):
+            raise ValueError("needs `uri`, or `mix` with at least one corpus, and not both")
+        return self
+
+    @property
+    def corpora(self) -> tuple[MixEntry, ...]:
+        """Every corpus; a single one has weight 1."""
+        return (MixEntry(uri=self.uri),) if self.uri is not None else tuple(self.mix)
 
 
 class TrainSection(Strict):

@@ -6,14 +6,14 @@ Nothing is started here, and one unfit host ends the whole preparation with ever
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host, RunConfig
-from llmctl.controller.plan.preflight import job_problems, manifest_path
+from llmctl.controller.plan.preflight import job_problems, manifest_paths
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.probe.probe import probe
 from llmctl.controller.transport.files import push_file
@@ -85,7 +85,12 @@ def prepare(
 
 
 def facts_of(
-    host: Host, connections: Connections, *, agent: str = "", target: str = "", data: str = ""
+    host: Host,
+    connections: Connections,
+    *,
+    agent: str = "",
+    target: str = "",
+    data: Sequence[str] = (),
 ) -> HostFacts:
     """The facts of one host, with the address by which we reach it."""
     facts = probe(connections.get(host.name), host, agent=agent, target=target, data=data)
@@ -115,7 +120,7 @@ def _fit(
     host: Host, config: RunConfig, connections: Connections, archive: AgentArchive, target: str
 ) -> HostFacts:
     """The host's facts; raises PreflightError with the first reason against the job."""
-    data = manifest_path(config.job)
+    data = manifest_paths(config.job)
     facts = facts_of(host, connections, agent=archive.hash, target=target, data=data)
     found = job_problems(host, facts, config.job)
     if found:

@@ -13,7 +13,7 @@ from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
 from llmctl.wire.recipe import ModelSpec, OptimizerSpec, RecipeSpec
-from llmctl.wire.specs import LaunchSpec, NodeSpec, Peer
+from llmctl.wire.specs import DataSource, LaunchSpec, NodeSpec, Peer
 
 RECIPE_COMMAND = ("-m", "llmctl.worker.train")
 
@@ -136,6 +136,7 @@ def _node(
 ) -> NodeSpec:
     job = config.job
     recipe = recipe_spec(job) if job.train.script is None else None
+    corpora = data_sources(job)
     env = {**config.env, environment.BACKEND: backend}
     threads = shared_threads(config.hosts, host, peers, facts)
     if threads is not None:
@@ -168,13 +169,20 @@ def _node(
         tree=identity.tree,
         env=env,
         secret_names=tuple(sorted(config.secrets)),
-        data_uri=job.data.uri if job.data else None,
+        data_uri=corpora[0].uri if len(corpora) == 1 else None,
+        data_mix=corpora if len(corpora) > 1 else (),
         checkpoint_uri=job.checkpoint.uri,
         total_steps=recipe.steps if recipe else None,
         recipe=recipe,
         job=job_for_record(job),
         grace_s=job.train.grace_s,
     )
+
+
+def data_sources(job: JobFile) -> tuple[DataSource, ...]:
+    """The job's corpora in wire form; none where it names no data."""
+    entries = job.data.corpora if job.data else ()
+    return tuple(DataSource(uri=entry.uri, weight=entry.weight) for entry in entries)
 
 
 def recipe_spec(job: JobFile) -> RecipeSpec:

@@ -31,17 +31,17 @@ def job_problems(host: Host, facts: HostFacts, job: JobFile) -> list[Problem]:
     """Every reason against starting this job on this host; empty when it is fit."""
     found = host_problems(host, facts, recipe=job.train.script is None)
     found += _gpu_problems(host, facts, job.train.backend)
-    if facts.data_missing:
-        hint = f"shard it there, share it, or copy it to {host.name}: llmctl data shard SRC... DEST"
-        found.append(_problem(host, f"no data: {manifest_path(job)} does not exist there", hint))
+    hint = f"shard it there, share it, or copy it to {host.name}: llmctl data shard SRC... DEST"
+    paths = manifest_paths(job)
+    for number in facts.data_missing:
+        found.append(_problem(host, f"no data: {paths[number]} does not exist there", hint))
     return found
 
 
-def manifest_path(job: JobFile) -> str:
-    """The manifest of the job's data as a path on the hosts; empty for a store that is no folder."""
-    uri = job.data.uri if job.data else ""
-    path = uri.removeprefix("file://")
-    return f"{path.rstrip('/')}/{SHARD_MANIFEST}" if path and "://" not in path else ""
+def manifest_paths(job: JobFile) -> list[str]:
+    """The manifests of the job's corpora as paths on the hosts; a store that is no folder has none."""
+    uris = [entry.uri.removeprefix("file://") for entry in job.data.corpora] if job.data else []
+    return [f"{path.rstrip('/')}/{SHARD_MANIFEST}" for path in uris if path and "://" not in path]
 
 
 def host_problems(host: Host, facts: HostFacts, *, recipe: bool = False) -> list[Problem]:

@@ -58,7 +58,7 @@ class HostFacts:
         python: None where the interpreter does not start; `python_error` says what was tried.
         clock: the host's Unix time, to show skew.
         agent_bytes: size of this llmctl's agent archive there; a shorter one was cut off and is sent again.
-        data_missing: the data file that was asked for is not there.
+        data_missing: which of the data files that were asked for are not there, counted from 0.
         reached_by: the IPv4 address that this machine connects to; None for a local host.
     """
 
@@ -78,5 +78,5 @@ class HostFacts:
     gpus: tuple[Gpu, ...] = ()
     tools: tuple[str, ...] = ()
     agent_bytes: int = 0
-    data_missing: bool = False
+    data_missing: tuple[int, ...] = ()
     reached_by: str | None = None

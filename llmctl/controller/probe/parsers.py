@@ -46,7 +46,7 @@ def parse(host: str, output: str) -> HostFacts:
         gpus=gpus(part["gpus"]),
         tools=tuple(part["tools"].split()),
         agent_bytes=_number(part["agent"], 0),
-        data_missing=part["data"] == "missing",
+        data_missing=tuple(i for i, line in enumerate(part["data"].split()) if line == "missing"),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmctl.controller.config.types import Host
 from llmctl.controller.probe import script
 from llmctl.controller.probe.facts import HostFacts
@@ -13,14 +15,14 @@ DEADLINE_S = 30.0
 
 
 def probe(
-    transport: Transport, host: Host, *, agent: str = "", target: str = "", data: str = ""
+    transport: Transport, host: Host, *, agent: str = "", target: str = "", data: Sequence[str] = ()
 ) -> HostFacts:
     """The facts of `host`.
 
     Args:
         agent: hash of the agent archive to look for.
         target: IPv4 address whose route is asked for (the master's); empty: none.
-        data: path of a file that the job will read there; empty: none.
+        data: paths of files that the job will read there.
 
     Raises:
         RemoteCommandError: the host runs no POSIX shell, or the script broke off.

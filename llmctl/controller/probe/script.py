@@ -6,6 +6,8 @@ POSIX shell; what needs Python is asked of the job's own interpreter, so that it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MARK = "@@llmctl:"
 
 SHELL = r"""
@@ -26,7 +28,9 @@ sec tools; for t in tar zstd gzip cp; do command -v $t >/dev/null 2>&1 && echo $
 sec gpus; command -v nvidia-smi >/dev/null 2>&1 &&
   nvidia-smi --query-gpu=index,name,memory.total,driver_version --format=csv,noheader,nounits 2>&1
 sec agent; [ -n "$AGENT" ] && { wc -c <"$W/agent/$AGENT.pyz"; } 2>/dev/null
-sec data; [ -z "$6" ] || { [ -f "$6" ] && echo there || echo missing; }
+sec data; N=0; for d; do N=$((N+1))
+  [ $N -le 5 ] || { [ -f "$d" ] && echo there || echo missing; }
+done
 sec python
 case $PY in "~/"*) PY=$HOME/${PY#??};; esac
 "$PY" -c "$5" "$TARGET" 2>&1
@@ -84,11 +88,13 @@ print(json.dumps({"executable": sys.executable, "version": "%d.%d.%d" % sys.vers
 """
 
 
-def argv(*, workdir: str, python: str, agent: str = "", target: str = "", data: str = "") -> list[str]:
+def argv(
+    *, workdir: str, python: str, agent: str = "", target: str = "", data: Sequence[str] = ()
+) -> list[str]:
     """The command line of a probe; every value is an argument, none is spliced into script text.
 
     Args:
         target: IPv4 address whose route is asked for; empty: none.
-        data: path of a file that the job will read on the host; empty: none.
+        data: paths of files that the job will read on the host.
     """
-    return ["sh", "-c", SHELL, "llmctl-probe", workdir, python, agent, target, PYTHON, data]
+    return ["sh", "-c", SHELL, "llmctl-probe", workdir, python, agent, target, PYTHON, *data]

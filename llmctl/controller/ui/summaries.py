@@ -12,6 +12,7 @@ from llmctl.controller.plan.plan import Plan
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.transport.tree import Tree
 from llmctl.controller.ui.format import names, size
+from llmctl.wire.specs import DataSource
 
 
 def hosts_line(hosts: Sequence[Host], facts: Mapping[str, HostFacts]) -> str:
@@ -69,6 +70,7 @@ def plan_lines(plan: Plan) -> list[str]:
     """The plan as text: what would run where, in the words of the launch itself."""
     master = f"{plan.master_addr}:{plan.master_port}"
     lines = [f"{plan.run_id}  {plan.summary} · {plan.world_size} ranks · master {master}"]
+    lines += data_lines(plan.nodes[0].corpora)
     for node in plan.nodes:
         launch = node.launch
         last = launch.first_rank + launch.nproc - 1
@@ -81,6 +83,14 @@ def plan_lines(plan: Plan) -> list[str]:
         if node.secret_names:
             lines.append("    secrets: " + " ".join(f"{name}=***" for name in node.secret_names))
     return lines
+
+
+def data_lines(corpora: Sequence[DataSource]) -> list[str]:
+    """The corpora and what share of the samples each gives."""
+    total = sum(source.weight for source in corpora)
+    if len(corpora) == 1:
+        return [f"data  {corpora[0].uri}"]
+    return [f"data  {source.weight / total:6.2%} of the samples  {source.uri}" for source in corpora]
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:

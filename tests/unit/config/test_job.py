@@ -253,6 +253,28 @@ def test_relative_uris_become_absolute(tmp_path: Path) -> None:
     assert config.job.checkpoint.uri == "s3://b/c"
 
 
+def test_the_uris_of_a_mixture_are_checked_like_one(tmp_path: Path) -> None:
+    """Each relative path becomes absolute, a password is refused by its place, weights stay."""
+    mix = [{"uri": "a", "weight": 2}, {"uri": "s3://b/c"}]
+    config = run_config(job(data={"mix": mix}), tmp_path)
+    assert config.job.data is not None
+    assert [(entry.uri, entry.weight) for entry in config.job.data.corpora] == [
+        (str(tmp_path / "a"), 2),
+        ("s3://b/c", 1),
+    ]
+    with pytest.raises(ConfigError, match=r"`data\.mix\[1\]\.uri` has a password in it"):
+        run_config(job(data={"mix": [{"uri": "a"}, {"uri": "s3://k:p@h/x"}]}))
+
+
+@pytest.mark.parametrize("data", [{}, {"mix": []}, {"uri": "a", "mix": [{"uri": "b"}]}])
+def test_data_names_one_corpus_or_a_mixture(tmp_path: Path, data: dict[str, object]) -> None:
+    """Neither or both can't mean anything; the error says what is needed."""
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps({"version": 1, "name": "demo", "data": data}))
+    with pytest.raises(ConfigError, match=r"`data`: needs `uri`, or `mix`"):
+        load_job(path)
+
+
 @pytest.mark.parametrize("uri", ["s3://key:pass@host/b", "simplecache::ftp://u:p@h/x"])
 def test_a_password_in_a_uri_is_refused(uri: str) -> None:
     """URIs are stored and shown, so a password in one is refused without repeating it."""

@@ -8,7 +8,7 @@ import pytest
 
 from llmctl.controller.plan.network import interface, master_address
 from llmctl.controller.plan.plan import Identity, Plan, plan_run
-from llmctl.controller.plan.preflight import host_problems, job_problems, manifest_path
+from llmctl.controller.plan.preflight import host_problems, job_problems, manifest_paths
 from llmctl.controller.probe.facts import Gpu
 from llmctl.errors import PreflightError
 from llmctl.wire import codec
@@ -111,7 +111,7 @@ def test_a_full_disk_is_a_problem_before_the_start() -> None:
 
 def test_data_that_is_not_on_the_host_is_named() -> None:
     """The manifest's own path, as the host would open it."""
-    (problem,) = job_problems(host("a", "x"), facts("a", LO, data_missing=True), job())
+    (problem,) = job_problems(host("a", "x"), facts("a", LO, data_missing=(0,)), job())
     assert "/shards/manifest.json does not exist there" in problem.message
 
 
@@ -126,7 +126,21 @@ def test_data_that_is_not_on_the_host_is_named() -> None:
 )
 def test_only_folders_are_looked_for_on_hosts(uri: str, path: str) -> None:
     """A store is asked by the workers, not by `test -f`."""
-    assert manifest_path(job(data={"uri": uri})) == path
+    assert manifest_paths(job(data={"uri": uri})) == ([path] if path else [])
+
+
+def test_a_mixture_reaches_every_host_with_its_weights() -> None:
+    """`data.mix` is told to every node in its order; a mixture of one is that corpus alone."""
+    mix = [{"uri": "/a", "weight": 3}, {"uri": "s3://b/c"}, {"uri": "/d"}]
+    a = host("a", "10.0.0.1")
+    known = {"a": facts("a", LO, ("eth0", "10.0.0.1", 24))}
+    (node,) = plan_run(config(a, data={"mix": mix}), known, IDENTITY).nodes
+    assert node.data_uri is None
+    assert [(source.uri, source.weight) for source in node.corpora] == [("/a", 3), ("s3://b/c", 1), ("/d", 1)]
+    (single,) = plan_run(config(a, data={"mix": mix[:1]}), known, IDENTITY).nodes
+    assert (single.data_uri, single.data_mix) == ("/a", ())
+    (problem,) = job_problems(a, facts("a", LO, data_missing=(1,)), job(data={"mix": mix}))
+    assert "/d/manifest.json does not exist there" in problem.message
 
 
 def test_local_hosts_share_the_cores_of_this_machine() -> None:

@@ -49,7 +49,7 @@ def test_a_broken_host_says_why() -> None:
     assert found.gpus == ()
     assert found.workdir_error == "mkdir: cannot create directory '/root/.llmctl': Read-only file system"
     assert found.disk_free == 0
-    assert found.data_missing
+    assert found.data_missing == (0,)
 
 
 def test_a_script_that_broke_off_is_an_error() -> None:

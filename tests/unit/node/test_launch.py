@@ -10,7 +10,7 @@ import pytest
 from llmctl.node import launch
 from llmctl.node.procs import ProcRef
 from llmctl.wire import environment
-from llmctl.wire.specs import LaunchSpec, NodeSpec, Peer
+from llmctl.wire.specs import DataSource, LaunchSpec, NodeSpec, Peer
 
 AGENT = ProcRef(pid=42, start="777")
 
@@ -106,7 +106,8 @@ def test_the_interface_is_set_for_every_library_or_none() -> None:
 
 def test_every_documented_name_is_given_or_optional() -> None:
     """A rank finds every name of wire/environment.py that the agent is to set."""
-    found = set(launch.contract(spec(data_uri="file:///d")))
+    mix = (DataSource(uri="/a", weight=2.0), DataSource(uri="s3://b/c"))
+    found = set(launch.contract(spec(data_uri="file:///d"))) | set(launch.contract(spec(data_mix=mix)))
     assert set(environment.MEANING) - found <= {environment.BACKEND}
 
 
