@@ -12,11 +12,13 @@ from llmctl.wire.manifests import COMMIT_MARKER
 from llmctl.wire.records import FilesReply, RunFile
 
 _ATTEMPT = re.compile(r"attempt-\d+\Z")
-_ATTEMPT_FILE = re.compile(r"(rank-\d+|launcher|agent)\.log\Z|(rank-\d+|exit)\.json\Z|metrics\.jsonl\Z")
+_ATTEMPT_FILE = re.compile(
+    r"(rank-\d+|launcher|agent)\.log\Z|(rank-\d+|exit)\.json\Z|(metrics|consumed-\d+)\.jsonl\Z"
+)
 
 
 def files(workdir: str, run_id: str) -> FilesReply:
-    """Logs, records, metrics, TensorBoard files and committed checkpoints. Raises NotFoundError."""
+    """Logs, records, metrics, journals, TensorBoard files and committed checkpoints. Raises NotFoundError."""
     run = rundir.find(rundir.host_layout(workdir), run_id)
     found = [entry for path in _paths(run) if (entry := _entry(run.root, path)) is not None]
     elsewhere = _checkpoint_root(run)

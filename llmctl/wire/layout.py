@@ -16,6 +16,7 @@
     attempt-<n>/launcher.log         what torchrun itself said
     attempt-<n>/agent.log            the agent's own troubles, normally empty
     attempt-<n>/metrics.jsonl        metric lines (wire/metrics.py), written by rank 0
+    attempt-<n>/consumed-<global>.jsonl  samples that a rank of the recipe trained on (wire/consumed.py)
     attempt-<n>/tensorboard/         event files of the built-in recipe
     attempt-<n>/exit.json            NodeExit: the node's verdict, written last
     checkpoints/                only where no shared store is configured
@@ -130,6 +131,9 @@ class AttemptLayout:
 
     def rank_log(self, rank: int) -> str:
         return posixpath.join(self.root, f"rank-{rank}.log")
+
+    def consumed(self, rank: int) -> str:
+        return posixpath.join(self.root, f"consumed-{rank}.jsonl")
 
     def rank_exit(self, rank: int) -> str:
         return posixpath.join(self.root, f"rank-{rank}.json")

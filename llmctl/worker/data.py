@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from llmctl.errors import ConfigError
-from llmctl.storage.corpus.loader import SampleLoader
+from llmctl.storage.corpus.loader import SampleLoader, StepBatch
 from llmctl.storage.corpus.mixture import open_order
 from llmctl.storage.corpus.reader import Reader, open_reader
 from llmctl.storage.corpus.tokenizer import BYTES
@@ -75,12 +75,18 @@ class Batches:
         )
 
     @property
+    def taken(self) -> StepBatch:
+        """What the last batch was made of, as the loader handed it out."""
+        return self._taken
+
+    @property
     def wait_s(self) -> float:
         """Seconds that the last batch made the step wait."""
         return self._loader.wait_s
 
     def __iter__(self) -> Iterator[Batch]:
         for step_batch in self._loader:
+            self._taken = step_batch
             yield to_batch(step_batch.tokens, self._dtype, self._row, self._device)
 
     def close(self) -> None:

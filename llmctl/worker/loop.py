@@ -44,6 +44,7 @@ class Loop:
         self._report(0)
         if not self._stopping or self._has_time():
             self._save(self._done)
+        self._t.consumption.close()
         return EXIT_CODE if self._stopping and self._done < steps else 0
 
     def advance(self) -> None:
@@ -53,6 +54,7 @@ class Loop:
         step = self._done = self._done + 1
         lr = lr_at(step, recipe.optimizer, recipe.steps)
         result = self._t.stepper.run(batch, lr=lr, stop_asked=self._t.stop.asked)
+        self._t.consumption.add(step - 1, self._t.batches.taken.refs)
         self._pending.append(Pending(step=step, lr=lr, wait_s=self._t.batches.wait_s, result=result))
         self._report(self._lag)
         if step == self._t.done + 1:
@@ -98,6 +100,7 @@ class Loop:
         if step == self._saved_step:
             return
         self._report(0)
+        self._t.consumption.commit()
         session = self._t.session
         tensors = training_tensors(self._t.model, self._t.optimizer)
         saved = self._t.saver.save(step, {**tensors, **random_tensors(session.rank, session.device)})

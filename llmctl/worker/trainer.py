@@ -8,6 +8,7 @@ import torch
 
 from llmctl.errors import ConfigError
 from llmctl.wire.codec import encode
+from llmctl.wire.layout import RunLayout
 from llmctl.wire.manifests import CheckpointManifest, ShardManifest
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import DataSource, NodeSpec
@@ -15,6 +16,7 @@ from llmctl.worker.checkpoint.load import Found, check_model, find_latest, resto
 from llmctl.worker.checkpoint.place import Place, check_room, open_place
 from llmctl.worker.checkpoint.save import Saver
 from llmctl.worker.checkpoint.state import training_tensors
+from llmctl.worker.consumption import Consumption, open_consumption
 from llmctl.worker.data import Batches, open_corpus, tokenizer_files
 from llmctl.worker.metrics import Metrics, human_count
 from llmctl.worker.model.config import ModelConfig, count_parameters
@@ -41,6 +43,7 @@ class Training:
     optimizer: AdamW
     stepper: Stepper
     batches: Batches
+    consumption: Consumption
     saver: Saver
     metrics: Metrics
     stop: StopSignal
@@ -114,6 +117,14 @@ def build(
             recipe,
             session,
             weights=[source.weight for source in spec.corpora],
+            start_step=done,
+        ),
+        consumption=open_consumption(
+            spec,
+            recipe,
+            session,
+            reader,
+            path=RunLayout(run_dir).attempt(spec.attempt).consumed(session.rank),
             start_step=done,
         ),
         saver=Saver(

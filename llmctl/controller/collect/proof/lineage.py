@@ -1,0 +1,89 @@
+"""Which attempt counts for which step, and what it had to do there."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+
+from llmctl.controller.collect.proof.findings import Finding, Kind, RankJournal, Stretch, who
+from llmctl.storage.corpus.loader import share
+from llmctl.storage.corpus.mixture import open_order
+from llmctl.storage.corpus.order import Order, SampleRef
+from llmctl.wire.consumed import JournalHeader, shard_tokens
+from llmctl.wire.manifests import FileEntry, ShardEntry, ShardManifest
+
+
+def lineage(journals: Iterable[RankJournal], findings: list[Finding]) -> list[Stretch]:
+    """The stretches that count, in order of steps."""
+    attempts: dict[int, dict[int, RankJournal]] = defaultdict(dict)
+    for found in journals:
+        attempts[found.attempt][found.rank] = found
+        findings += _headless(found)
+    stretches: list[Stretch] = []
+    bound: int | None = None
+    for attempt in sorted(attempts, reverse=True):
+        ranks = attempts[attempt]
+        headers = [common(found.journal.header) for found in ranks.values() if found.journal.header]
+        if not headers:
+            continue
+        header = Counter(headers).most_common(1)[0][0]
+        end = _reached(ranks.values()) if bound is None else bound
+        if end > header.start:
+            stretches.append(
+                Stretch(attempt=attempt, start=header.start, end=end, header=header, ranks=ranks)
+            )
+        bound = header.start if bound is None else min(bound, header.start)
+    return stretches[::-1]
+
+
+def common(header: JournalHeader) -> JournalHeader:
+    """What all ranks of one attempt must agree on."""
+    return replace(header, host="", rank=0)
+
+
+def _headless(found: RankJournal) -> list[Finding]:
+    """A journal of which nobody can say what it is about; one that was torn in its header says nothing."""
+    if found.journal.header is not None or not (found.journal.steps or found.journal.damaged):
+        return []
+    text = f"{who(found.rank, found.host)}: its journal of attempt {found.attempt} has no readable header"
+    return [Finding(kind=Kind.DAMAGED, text=text, attempt=found.attempt, rank=found.rank, host=found.host)]
+
+
+def _reached(ranks: Iterable[RankJournal]) -> int:
+    """How far the newest attempt's journals speak: to its end, or, while it goes on or where it was killed,
+    to the step that all of them have written down."""
+    journals = [found.journal for found in ranks]
+    ends = [journal.ended for journal in journals if journal.ended is not None]
+    if ends:
+        return max(ends)
+    return min(
+        max((line.end for line in journal.steps), default=journal.header.start)
+        for journal in journals
+        if journal.header is not None
+    )
+
+
+def order_of(header: JournalHeader) -> Order:
+    """The order that an attempt had to follow. Raises LlmctlError for a header that can't be."""
+    none = FileEntry("", 0, "")
+    manifests = [
+        ShardManifest(
+            dtype="",
+            vocab_size=0,
+            eos=0,
+            tokenizer="",
+            tokens=0,
+            documents=0,
+            shards=tuple(ShardEntry("", tokens, 0, none, none) for tokens in shard_tokens(mark)),
+        )
+        for mark in header.corpora
+    ]
+    weights = [mark.weight for mark in header.corpora]
+    return open_order(manifests, weights, header.sequence_length, header.seed)
+
+
+def foretold(header: JournalHeader, order: Order, step: int, rank: int) -> list[SampleRef]:
+    """The samples that `rank` had to use in `step`, in order."""
+    first, count = share(header.global_batch, rank, header.world)
+    return order.samples(step, header.global_batch, first, count)
