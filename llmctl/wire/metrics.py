@@ -10,6 +10,7 @@ from typing import Optional
 
 STEP = "step"
 CHECKPOINT = "checkpoint"
+CHECKPOINT_FAILED = "checkpoint-failed"
 NOTE = "note"
 
 
@@ -41,14 +42,38 @@ class StepLine:
 
 @dataclass(frozen=True)
 class CheckpointLine:
-    """`kind: checkpoint`, after the commit marker is in place. `stalled_s`: how long training stood still."""
+    """`kind: checkpoint`, after the commit marker is in place.
+
+    Attributes:
+        stalled_s: how long training stood still for it.
+        waited_s: the part of it in which the checkpoint before was still being written.
+        took_s: from the first copied byte to the commit, most of it beside training.
+    """
 
     t: float
     step: int
     bytes: int
     stalled_s: float
     uri: str = ""
+    waited_s: Optional[float] = None
+    took_s: Optional[float] = None
     kind: str = CHECKPOINT
+
+
+@dataclass(frozen=True)
+class CheckpointFailedLine:
+    """`kind: checkpoint-failed`: one that is not there, after all tries.
+
+    Attributes:
+        error: why, in one line.
+        in_a_row: how many have failed since the last one that was committed.
+    """
+
+    t: float
+    step: int
+    error: str
+    in_a_row: int = 1
+    kind: str = CHECKPOINT_FAILED
 
 
 @dataclass(frozen=True)

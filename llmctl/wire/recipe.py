@@ -44,6 +44,10 @@ class RecipeSpec:
         precision: `auto` (bf16 autocast where it helps), `bf16` or `fp32`.
         checkpoint_every: steps between checkpoints; 0: only at the end.
         keep: committed checkpoints that stay; older ones are removed after a newer one is committed.
+        keep_every: steps whose multiples stay for good; 0: none.
+        checkpoint_async: training stands still only while the state is copied to host memory.
+        checkpoint_on_failure: `warn`: training goes on without that checkpoint; `stop`: the job fails.
+        verify_upload: read every byte of a checkpoint back from a remote store before it is committed.
         resume: continue from the last committed checkpoint where there is one.
         log_every: steps between human-readable log lines; metrics are written at every step.
     """
@@ -58,6 +62,10 @@ class RecipeSpec:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     checkpoint_every: int = 100
     keep: int = 3
+    keep_every: int = 0
+    checkpoint_async: bool = True
+    checkpoint_on_failure: str = "warn"
+    verify_upload: bool = True
     resume: bool = True
     log_every: int = 10
     threads: Optional[int] = None

@@ -7,13 +7,16 @@ import time
 from collections import deque
 
 from llmctl.errors import JobFailedError
-from llmctl.wire.metrics import CheckpointLine, StepLine
+from llmctl.wire.metrics import StepLine
 from llmctl.worker.checkpoint.state import random_tensors, training_tensors
 from llmctl.worker.metrics import peak_memory
 from llmctl.worker.optim import lr_at
 from llmctl.worker.step import StepNumbers
 from llmctl.worker.stop import EXIT_CODE
 from llmctl.worker.trainer import Pending, Training
+
+MARGIN_S = 1.0
+"""Of the time that a stop leaves, for everything but a checkpoint."""
 
 
 class Loop:
@@ -28,22 +31,31 @@ class Loop:
         self._done = training.done
         self._stopping = False
         self._saved_step = training.done
-        self._save_s = 0.0
         self._clock = time.monotonic()
 
     def run(self) -> int:
         """Train. Returns the exit code: 0, or 143 where SIGTERM ended it before the last step.
 
         Raises:
-            JobFailedError: the loss is not a number any more. LlmctlError: data or checkpoints failed.
+            JobFailedError: the loss is not a number any more.
+            LlmctlError: data or the last checkpoint failed.
         """
+        try:
+            return self._run()
+        finally:
+            self._t.saver.close()
+
+    def _run(self) -> int:
         steps = self._t.recipe.steps
         self._clock = time.monotonic()
         while self._done < steps and not self._stopping:
             self.advance()
         self._report(0)
-        if not self._stopping or self._has_time():
-            self._save(self._done)
+        if self._stopping:
+            self._end_early()
+        else:
+            self._save(self._done, last=True)
+            self._t.saver.finish()
         self._t.consumption.close()
         return EXIT_CODE if self._stopping and self._done < steps else 0
 
@@ -53,14 +65,18 @@ class Loop:
         batch = next(self._batches)
         step = self._done = self._done + 1
         lr = lr_at(step, recipe.optimizer, recipe.steps)
-        result = self._t.stepper.run(batch, lr=lr, stop_asked=self._t.stop.asked)
+        result = self._t.stepper.run(batch, lr=lr, stop_asked=self._stop_wanted)
         self._t.consumption.add(step - 1, self._t.batches.taken.refs)
         self._pending.append(Pending(step=step, lr=lr, wait_s=self._t.batches.wait_s, result=result))
         self._report(self._lag)
         if step == self._t.done + 1:
-            self._t.saver.warm_up()
+            self._t.saver.warm_up(training_tensors(self._t.model, self._t.optimizer))
         if recipe.checkpoint_every and step % recipe.checkpoint_every == 0:
-            self._save(step)
+            self._save(step, last=step == recipe.steps)
+
+    @property
+    def _stop_wanted(self) -> bool:
+        return self._t.stop.asked or self._t.saver.must_stop
 
     def _report(self, keep: int) -> None:
         """Read and write down the numbers of all but the last `keep` steps."""
@@ -95,7 +111,7 @@ class Loop:
         is_edge = step == recipe.steps or step == self._t.done + 1
         self._t.metrics.step(line, log=is_edge or step % recipe.log_every == 0)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, last: bool) -> None:
         """Save the state after `step`, once."""
         if step == self._saved_step:
             return
@@ -103,17 +119,24 @@ class Loop:
         self._t.consumption.commit()
         session = self._t.session
         tensors = training_tensors(self._t.model, self._t.optimizer)
-        saved = self._t.saver.save(step, {**tensors, **random_tensors(session.rank, session.device)})
-        self._saved_step, self._save_s = step, saved.stalled_s
-        self._t.metrics.checkpoint(
-            CheckpointLine(
-                t=time.time(), step=step, bytes=saved.bytes, stalled_s=saved.stalled_s, uri=saved.uri
-            )
-        )
+        self._t.saver.save(step, tensors, random_tensors(session.rank, session.device), last=last)
+        self._saved_step = step
         self._clock = time.monotonic()
 
-    def _has_time(self) -> bool:
-        """Whether a save fits into the grace that is left; the same answer on all ranks."""
-        told = self._t.session.gather((self._t.stop.seconds_since(), self._save_s))
-        since, save_s = max(since for since, _ in told), max(save_s for _, save_s in told)
-        return since + 1.5 * save_s < self._t.grace_s
+    def _end_early(self) -> None:
+        """Keep the progress as far as the grace time allows; the same on all ranks.
+
+        Raises:
+            LlmctlError: a checkpoint could not be saved, and the job wants to end then.
+        """
+        saver, stop = self._t.saver, self._t.stop
+        told = self._t.session.gather((stop.seconds_since(), *saver.expected_s(), saver.must_stop))
+        since, pending_s, save_s, must_stop = (max(values) for values in zip(*told, strict=True))
+        left = self._t.grace_s - since
+        if must_stop:
+            saver.finish()
+        if pending_s + 1.5 * save_s < left:
+            self._save(self._done, last=True)
+            saver.finish()
+        elif not saver.settle(max(0.0, left - MARGIN_S)):
+            self._t.metrics.note("time is up: the checkpoint that was under way is not committed")

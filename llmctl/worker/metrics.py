@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from llmctl.wire.codec import encode
-from llmctl.wire.metrics import CheckpointLine, NoteLine, StepLine
+from llmctl.wire.metrics import CheckpointFailedLine, CheckpointLine, NoteLine, StepLine
 from llmctl.worker.reporting import append_line
 
 
@@ -43,8 +43,11 @@ class Metrics:
         """Record a committed checkpoint."""
         self._append(line)
         if self._speaks:
-            size, stalled = human_bytes(line.bytes), line.stalled_s
-            say(f"checkpoint {line.step} committed ({size}, stalled {stalled:.2f} s)")
+            say(checkpoint_text(line))
+
+    def checkpoint_failed(self, line: CheckpointFailedLine) -> None:
+        """Record a checkpoint that could not be saved."""
+        self._append(line)
 
     def note(self, text: str) -> None:
         """Tell people something once."""
@@ -57,7 +60,7 @@ class Metrics:
         if self._board:
             self._board.close()
 
-    def _append(self, line: StepLine | CheckpointLine | NoteLine) -> None:
+    def _append(self, line: StepLine | CheckpointLine | CheckpointFailedLine | NoteLine) -> None:
         if self._path:
             append_line(self._path, json.dumps(encode(line), separators=(",", ":")))
 
@@ -121,6 +124,14 @@ def step_text(line: StepLine) -> str:
     if line.data_wait is not None:
         parts.append(f"data-wait {100 * line.data_wait:.1f} %")
     return " ".join(parts)
+
+
+def checkpoint_text(line: CheckpointLine) -> str:
+    """`checkpoint 400 committed (1.1 GB, stalled 0.18 s, took 4.2 s)`."""
+    took = "" if line.took_s is None else f", took {line.took_s:.1f} s"
+    waited = f" ({line.waited_s:.2f} s for the one before)" if (line.waited_s or 0) >= 0.01 else ""
+    stalled = f"stalled {line.stalled_s:.2f} s{waited}"
+    return f"checkpoint {line.step} committed ({human_bytes(line.bytes)}, {stalled}{took})"
 
 
 def human_count(value: float) -> str:

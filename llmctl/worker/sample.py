@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import IntegrityError, LlmctlError, NotFoundError
+from llmctl.storage.checkpoints import verify_files
 from llmctl.storage.corpus.tokenizer import BYTES, ByteTokenizer, Tokenizer, open_tokenizer
 from llmctl.storage.local import LocalStore
 from llmctl.wire.codec import loads
 from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest
-from llmctl.worker.checkpoint.catalog import verify_files
 from llmctl.worker.generate import Sampling, generate
 from llmctl.worker.model.decoder import Decoder, make_decoder
 

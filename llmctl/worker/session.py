@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,6 +17,9 @@ from llmctl.wire.specs import NodeSpec
 
 T = TypeVar("T")
 
+BESIDE_S = 1800.0
+"""How long ranks wait for one another beside training, where one may upload longer than the others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
@@ -28,6 +31,7 @@ class Session:
         host_leaders: the first rank of every host, in host order.
         host_ranks: the ranks of this host.
         host_group: their process group; None where the world is this one rank.
+        world_group: the process group of all ranks, where it is not the one that training uses.
     """
 
     rank: int
@@ -38,6 +42,7 @@ class Session:
     host_leaders: tuple[int, ...]
     host_ranks: tuple[int, ...]
     host_group: dist.ProcessGroup | None = None
+    world_group: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -50,14 +55,14 @@ class Session:
     @property
     def group(self) -> dist.ProcessGroup | None:
         """The process group of all ranks."""
-        return dist.group.WORLD if self.world > 1 else None
+        return self.world_group or (dist.group.WORLD if self.world > 1 else None)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank. Also a barrier."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def agree(self, failure: LlmctlError | None) -> None:
@@ -69,6 +74,15 @@ class Session:
             if other is not None:
                 name, message, hint, host, stage = other
                 raise getattr(errors, name)(message, hint=hint, host=host, stage=stage)
+
+    def together(self, work: Callable[[], object]) -> None:
+        """Do `work` on this rank, and raise on all ranks what any of them ran into."""
+        failure: LlmctlError | None = None
+        try:
+            work()
+        except LlmctlError as error:
+            failure = error
+        self.agree(failure)
 
     def close(self) -> None:
         """Leave the process group in order; without it torch warns of a leak in every log."""
@@ -100,6 +114,22 @@ def open_session(spec: NodeSpec, env: Mapping[str, str] = os.environ) -> Session
         host_ranks=_host_ranks(spec, rank, world),
         host_group=_host_group(spec, rank, world),
     )
+
+
+def open_beside(session: Session, spec: NodeSpec) -> Session:
+    """The same ranks with process groups of their own, for a thread that works beside training: collectives
+    of two threads in one group would be mixed up. All ranks call it at the same place.
+
+    Its groups are gloo ones, for objects and host memory.
+    """
+    if session.world == 1:
+        return session
+    timeout = timedelta(seconds=max(BESIDE_S, spec.launch.pg_timeout_s))
+    everyone = dist.new_group(backend="gloo", timeout=timeout)
+    own_host = everyone
+    if len(spec.peers) > 1:
+        own_host = _new_host_group(spec, session.rank, backend="gloo", timeout=timeout)
+    return replace(session, world_group=everyone, host_group=own_host)
 
 
 def choose_device(spec: NodeSpec, local_rank: int) -> torch.device:
@@ -144,13 +174,17 @@ def _host_ranks(spec: NodeSpec, rank: int, world: int) -> tuple[int, ...]:
 
 
 def _host_group(spec: NodeSpec, rank: int, world: int) -> dist.ProcessGroup | None:
-    """Every rank must take part in making every host's group, also of those it is not in."""
     if world == 1 or len(spec.peers) <= 1:
         return dist.group.WORLD if world > 1 else None
+    return _new_host_group(spec, rank)
+
+
+def _new_host_group(spec: NodeSpec, rank: int, **settings: Any) -> dist.ProcessGroup | None:
+    """Every rank must take part in making every host's group, also of those it is not in."""
     mine = None
     for peer in spec.peers:
         ranks = list(range(peer.first_rank, peer.first_rank + peer.nproc))
-        group = dist.new_group(ranks)
+        group = dist.new_group(ranks, **settings)
         if rank in ranks:
             mine = group
     return mine

@@ -15,6 +15,7 @@ from llmctl.wire.specs import DataSource, NodeSpec
 from llmctl.worker.checkpoint.load import Found, check_model, find_latest, restore
 from llmctl.worker.checkpoint.place import Place, check_room, open_place
 from llmctl.worker.checkpoint.save import Saver
+from llmctl.worker.checkpoint.setup import open_saver
 from llmctl.worker.checkpoint.state import training_tensors
 from llmctl.worker.consumption import Consumption, open_consumption
 from llmctl.worker.data import Batches, open_corpus, tokenizer_files
@@ -127,11 +128,14 @@ def build(
             path=RunLayout(run_dir).attempt(spec.attempt).consumed(session.rank),
             start_step=done,
         ),
-        saver=Saver(
-            session=session,
-            place=place,
+        saver=open_saver(
+            spec,
+            recipe,
+            session,
+            place,
+            metrics,
+            tensors=training_tensors(model, optimizer),
             template=_marker_template(spec, recipe, session, config, reader.manifest),
-            keep=recipe.keep,
             extra_files=tokenizer_files(spec, reader.manifest) if session.leader else {},
         ),
         metrics=metrics,

@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from llmctl.errors import IntegrityError, PreflightError, TransferError
+from llmctl.storage.checkpoints import committed_steps, publish
 from llmctl.storage.files import open_store
 from llmctl.storage.local import LocalStore
+from llmctl.storage.retention import Retention, prune
 from llmctl.wire.codec import loads
 from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest
-from llmctl.worker.checkpoint.catalog import committed_steps, prune, publish
 from llmctl.worker.checkpoint.load import find_latest, restore
 from llmctl.worker.checkpoint.place import Place, check_room
-from llmctl.worker.checkpoint.save import Saver
+from llmctl.worker.checkpoint.writer import Writer
 from llmctl.worker.session import Session
 from tests.worker_kit import RECIPE, ROOT, Cluster, make_corpus
 
@@ -51,9 +52,14 @@ def place_at(folder: Path) -> Place:
     return Place(store=store, desk=store, shared=True)
 
 
-def saver(place: Place, keep: int = 3) -> Saver:
-    return Saver(
-        session=ALONE, place=place, template=marker(), keep=keep, extra_files={"tokenizer.json": b"{}"}
+def writer(place: Place, keep: int = 3) -> Writer:
+    return Writer(
+        session=ALONE,
+        place=place,
+        template=marker(),
+        retention=Retention(keep=keep),
+        extra_files={"tokenizer.json": b"{}"},
+        say=print,
     )
 
 
@@ -79,7 +85,7 @@ def copied(trained: Cluster, base: Path) -> Cluster:
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     """Every tensor, bit by bit, and the tokenizer's file beside it."""
     place = place_at(tmp_path / "place")
-    saved = saver(place).save(7, {"model.w": torch.randn(3, 5), "optimizer.steps": torch.tensor(7.0)})
+    saved = writer(place).write(7, {"model.w": torch.randn(3, 5), "optimizer.steps": torch.tensor(7.0)})
     found = find_latest(ALONE, place)
     assert found is not None
     assert found.step == 7
@@ -96,7 +102,7 @@ def test_a_remote_store_holds_the_same(tmp_path: Path) -> None:
     store = open_store(f"memory://checkpoints-{tmp_path.name}")
     place = Place(store=store, desk=LocalStore(tmp_path / "desk"), shared=True)
     for step in (1, 2, 3):
-        saver(place, keep=2).save(step, tensors(step))
+        writer(place, keep=2).write(step, tensors(step))
     assert committed_steps(store) == [2, 3]
     assert not any(file.path.startswith("step-00000001") for file in store.list())
     found = find_latest(ALONE, place)
@@ -113,15 +119,15 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     (tmp_path / "place/step-00000001").mkdir()
     (tmp_path / "place/step-00000001/__0_0.distcp").write_bytes(b"half")
     for step in (2, 3, 4):
-        saver(place, keep=2).save(step, tensors())
+        writer(place, keep=2).write(step, tensors())
     assert sorted(path.name for path in (tmp_path / "place").iterdir()) == ["step-00000003", "step-00000004"]
 
 
 def test_pruning_never_takes_the_last_one(tmp_path: Path) -> None:
     """Whatever keep says, the newest committed checkpoint stays."""
     place = place_at(tmp_path / "place")
-    saver(place, keep=1).save(5, tensors())
-    assert prune(place.store, keep=0, newest=5) == []
+    writer(place, keep=1).write(5, tensors())
+    assert prune(place.store, Retention(keep=0), newest=5) == []
     assert committed_steps(place.store) == [5]
 
 
@@ -129,7 +135,7 @@ def test_a_folder_without_a_marker_is_no_checkpoint(tmp_path: Path) -> None:
     """A newer folder that lost its marker is overlooked, the one before it is used."""
     place = place_at(tmp_path / "place")
     for step in (1, 2):
-        saver(place).save(step, tensors(step))
+        writer(place).write(step, tensors(step))
     (tmp_path / f"place/step-00000002/{COMMIT_MARKER}").unlink()
     found = find_latest(ALONE, place)
     assert found is not None
@@ -150,12 +156,12 @@ def test_publishing_over_a_dead_folder_replaces_it(tmp_path: Path) -> None:
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
     """A disk that ends in the middle of a file: one clear error, the older checkpoint stays, no rest."""
     place = place_at(tmp_path / "place")
-    saver(place).save(1, tensors())
+    writer(place).write(1, tensors())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(TransferError, match="could not be saved"):
-            saver(place).save(2, {"model.w": torch.zeros(200, 200)})
+            writer(place).write(2, {"model.w": torch.zeros(200, 200)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in (tmp_path / "place").iterdir()] == ["step-00000001"]
@@ -269,7 +275,7 @@ def test_sampling_refuses_what_is_not_whole(trained: Cluster, tmp_path: Path) ->
 def test_a_missing_tensor_is_an_integrity_failure(tmp_path: Path) -> None:
     """A checkpoint that lacks a tensor of this model is refused with its name, not half loaded."""
     place = place_at(tmp_path / "place")
-    saver(place).save(1, tensors())
+    writer(place).write(1, tensors())
     found = find_latest(ALONE, place)
     assert found is not None
     with pytest.raises(IntegrityError, match=r"model\.other"):

@@ -222,6 +222,14 @@ class CheckpointSection(Strict):
     uri: Text | None = Field(None, description="store for checkpoints; else each host's run directory")
     every: int = Field(100, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(3, ge=1, description="committed checkpoints that stay")
+    keep_every: int = Field(0, ge=0, description="steps whose multiples stay for good; 0: none")
+    async_: bool = Field(
+        True, alias="async", description="training waits only for the copy to host memory, not for the store"
+    )
+    on_failure: Literal["warn", "stop"] = Field(
+        "warn", description="of one that can't be saved; the last one's failure is always the job's"
+    )
+    verify_upload: bool = Field(True, description="read it back from a remote store before it counts")
     resume: bool = Field(True, description="continue from the last committed one")
 
 

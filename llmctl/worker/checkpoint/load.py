@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmctl.errors import ConfigError, IntegrityError, LlmctlError
+from llmctl.errors import ConfigError, IntegrityError
 from llmctl.storage.cache import fetch
+from llmctl.storage.checkpoints import PARALLEL, committed_steps, read_marker, verify_files
 from llmctl.wire.manifests import CheckpointManifest, checkpoint_name
-from llmctl.worker.checkpoint.catalog import committed_steps, read_marker, verify_files
 from llmctl.worker.checkpoint.place import Place
 from llmctl.worker.checkpoint.state import random_tensors, set_random_state
 from llmctl.worker.parallel.replicas import broadcast
@@ -46,7 +47,7 @@ def find_latest(session: Session, place: Place) -> Found | None:
         if looks:
             steps.extend(committed_steps(place.store))
 
-    together(session, look)
+    session.together(look)
     told = session.gather(steps)
     newest = max((step for rank_steps in told for step in rank_steps), default=None)
     if newest is None:
@@ -58,7 +59,7 @@ def find_latest(session: Session, place: Place) -> Found | None:
         if session.rank == holders[0]:
             manifests.append(read_marker(place.store, newest))
 
-    together(session, read)
+    session.together(read)
     manifest = session.gather(manifests)[holders[0]][0]
     return Found(step=newest, manifest=manifest, holders=session.host_leaders if place.shared else holders)
 
@@ -73,22 +74,12 @@ def restore(
     """
     holds = session.host_ranks[0] in found.holders
     folder = Path(place.desk.where(checkpoint_name(found.step)))
-    together(session, lambda: _check_files(place, found) if holds and session.leader else None)
-    together(session, lambda: _read(folder, tensors, session.rank, device) if holds else None)
+    session.together(lambda: _check_files(place, found) if holds and session.leader else None)
+    session.together(lambda: _read(folder, tensors, session.rank, device) if holds else None)
     if place.uploads and session.leader:
         shutil.rmtree(folder, ignore_errors=True)
     if len(found.holders) < len(session.host_leaders):
         broadcast(tensors.values(), source=found.holders[0])
-
-
-def together(session: Session, work: Callable[[], object]) -> None:
-    """Do `work` on this rank, and raise on all ranks what any of them ran into."""
-    failure: LlmctlError | None = None
-    try:
-        work()
-    except LlmctlError as error:
-        failure = error
-    session.agree(failure)
 
 
 def _check_files(place: Place, found: Found) -> None:
@@ -98,9 +89,10 @@ def _check_files(place: Place, found: Found) -> None:
         if not place.uploads:
             verify_files(place.store, name, found.manifest)
             return
-        for entry in found.manifest.files:
-            remote = dataclasses.replace(entry, path=f"{name}/{entry.path}")
-            fetch(place.store, remote, Path(place.desk.where(remote.path)))
+        remote = [dataclasses.replace(entry, path=f"{name}/{entry.path}") for entry in found.manifest.files]
+        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="fetch") as pool:
+            fetched = pool.map(lambda one: fetch(place.store, one, Path(place.desk.where(one.path))), remote)
+            list(fetched)
     except IntegrityError as error:
         hint = f"remove {place.store.where(name)} to resume from the one before it"
         raise IntegrityError(error.message, hint=hint, stage="checkpoint") from error

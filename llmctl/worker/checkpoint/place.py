@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.errors import LlmctlError, PreflightError
+from llmctl.storage.checkpoints import clear_stale
 from llmctl.storage.files import Store, open_store
 from llmctl.storage.local import LocalStore
 from llmctl.wire.layout import RunLayout
 from llmctl.wire.specs import NodeSpec
-from llmctl.worker.checkpoint.catalog import clear_stale
 from llmctl.worker.metrics import human_bytes
 from llmctl.worker.session import Session
+
+LEFTOVER_S = 3600.0
+"""What an unknown writer has not touched for so long is taken for left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +67,26 @@ def open_place(session: Session, spec: NodeSpec, run_dir: str) -> Place:
         failure = PreflightError(f"{error.filename}: {error.strerror}", stage="checkpoint")
     session.agree(failure)
     if store.local_root is None:
-        return Place(store=store, desk=LocalStore(Path(own, ".desk.part")), shared=True)
+        return _open_remote(session, store, Path(own, ".desk.part"), spec.attempt)
     shared = _is_shared(session, store.local_root)
     place = Place(store=store, desk=LocalStore(store.local_root), shared=shared)
     if place.commits(session):
         clear_stale(store, spec.run_id, spec.attempt)
     return place
+
+
+def _open_remote(session: Session, store: Store, desk: Path, attempt: int) -> Place:
+    """Rests of the dead go: this run's on the desk, and in the store what writers left unfinished: at once
+    where an earlier attempt of this run may have died, else only what is too old to be alive."""
+
+    def tidy() -> None:
+        if session.leader:
+            shutil.rmtree(desk, ignore_errors=True)
+        if session.is_first:
+            store.cleanup(0.0 if attempt > 1 else LEFTOVER_S)
+
+    session.together(tidy)
+    return Place(store=store, desk=LocalStore(desk), shared=True)
 
 
 def _is_shared(session: Session, root: Path) -> bool:
@@ -93,8 +111,6 @@ def check_room(session: Session, place: Place, needed: int) -> str | None:
     Raises:
         PreflightError: it does not fit, on whatever host.
     """
-    import shutil
-
     folder = place.desk.local_root or Path()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free

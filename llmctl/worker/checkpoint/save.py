@@ -1,189 +1,216 @@
-"""Saving: all ranks write with torch DCP, every file is hashed, one rank commits: whole or not at all."""
+"""When a checkpoint is saved, what training waits for, and what becomes of one that can't be saved.
+
+Training stands still while its state is copied to host memory. Writing, hashing, upload and commit (`writer`)
+go on in one thread beside it, and the next save waits for the last.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from llmctl.errors import LlmctlError, TransferError
-from llmctl.storage.hashing import file_entry
-from llmctl.wire.manifests import CheckpointManifest, FileEntry, checkpoint_name
-from llmctl.worker.checkpoint.catalog import prune, publish, temporary_folder
-from llmctl.worker.checkpoint.load import quiet_alone
-from llmctl.worker.checkpoint.place import Place
-from llmctl.worker.metrics import human_bytes
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.wire.metrics import CheckpointFailedLine, CheckpointLine
+from llmctl.worker.checkpoint.memory import free_host_memory
+from llmctl.worker.checkpoint.snapshot import Snapshot, own_share
+from llmctl.worker.checkpoint.writer import Writer, import_dcp
+from llmctl.worker.metrics import Metrics, human_bytes
 from llmctl.worker.session import Session
 
-STAGE = "checkpoint"
+WARN, STOP = "warn", "stop"
 
-FULL_BYTES = 1 << 20
-"""A disk with less than this left, just after a write to it failed, is a full disk."""
+LEAVE_S = 60.0
+"""How long a training that failed waits for a checkpoint that is under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """A committed checkpoint: its size in bytes, how long training stood still, and where it lies."""
+class _Times:
+    """When a save began, and how long training stood still for it (None: until its end); seconds."""
 
-    step: int
-    bytes: int
-    stalled_s: float
-    uri: str
+    began: float
+    waited_s: float
+    last: bool
+    stalled_s: float | None = None
 
 
 class Saver:
-    """Saves checkpoints of one run. All ranks call `save` at the same step.
+    """Saves checkpoints of one run. All ranks call `save` at the same steps.
 
     Args:
-        template: the marker but for `step`, `created_at` and `files`.
-        extra_files: small files that go into every checkpoint, such as the tokenizer.
+        writer: brings one checkpoint to the store; has a session of its own where saves are asynchronous.
+        in_background: else training waits for the whole save.
+        on_failure: `warn` or `stop`.
     """
 
     def __init__(
         self,
         *,
         session: Session,
-        place: Place,
-        template: CheckpointManifest,
-        keep: int,
-        extra_files: Mapping[str, bytes],
+        writer: Writer,
+        metrics: Metrics,
+        in_background: bool = True,
+        on_failure: str = WARN,
     ) -> None:
+        if on_failure not in (WARN, STOP):
+            raise ConfigError(f"checkpoint.on_failure: must be {WARN} or {STOP}, not {on_failure!r}")
         self._session = session
-        self._place = place
-        self._template = template
-        self._keep = keep
-        self._extra_files = extra_files
+        self._writer = writer
+        self._metrics = metrics
+        self._stops = on_failure == STOP
+        self._snapshot = Snapshot() if in_background else None
+        self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=self._enter_thread)
+        self._pending: Future[None] | None = None
+        self._pending_since = 0.0
+        self._reserved: threading.Thread | None = None
+        self._failure: LlmctlError | None = None
+        self._failed_in_a_row = 0
+        self._took_s = 0.0
 
-    def save(self, step: int, tensors: dict[str, Tensor]) -> Saved:
-        """Write, hash and commit one checkpoint; remove those beyond `keep`.
+    def warm_up(self, tensors: Mapping[str, Tensor]) -> None:
+        """Import DCP and allocate the host buffers in a thread beside the first steps, not in a save."""
+        own = self._own(tensors)
 
-        Raises:
-            TransferError: any rank could not; nothing of it is left. On all ranks.
+        def prepare() -> None:
+            import_dcp()
+            if self._snapshot is not None:
+                self._snapshot.reserve(own)
+
+        self._reserved = threading.Thread(target=prepare, name="checkpoint-warm-up", daemon=True)
+        self._reserved.start()
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        own: Mapping[str, Tensor] | None = None,
+        *,
+        last: bool = False,
+    ) -> None:
+        """Save the state after `step`: `tensors` that all ranks hold alike, and `own` ones of this rank.
+
+        Returns once training may go on. A failure is reported when it comes; `finish` raises the last one.
+        `last`: there is no training to go on with.
         """
         began = time.monotonic()
-        name = temporary_folder(step, self._template.run_id, self._template.attempt)
-        folder = Path(self._place.desk.where(name))
+        if self._reserved is not None:
+            self._reserved.join()
+        self.settle()
+        self._stop_if_wanted()
+        waited_s = time.monotonic() - began
+        state = {**self._own(tensors), **(own or {})}
+        if self._snapshot is None:
+            self._write(step, state, _Times(began=began, waited_s=waited_s, last=last))
+            self._stop_if_wanted()
+            return
+        copies = self._snapshot.take(state)
+        stalled_s = time.monotonic() - began
+        times = _Times(began=began, waited_s=waited_s, stalled_s=stalled_s, last=last)
+        self._pending_since = time.monotonic()
+        self._pending = self._pool.submit(self._write, step, copies, times)
+
+    @property
+    def must_stop(self) -> bool:
+        """A save has failed, and the job wants to end then. Other ranks may not know it yet."""
+        return self._stops and self._failure is not None
+
+    def expected_s(self) -> tuple[float, float]:
+        """Seconds that the pending save still needs, and that one more needs, if they are like the last."""
+        running = self._pending is not None and not self._pending.done()
+        elapsed = time.monotonic() - self._pending_since
+        return max(0.0, self._took_s - elapsed) if running else 0.0, self._took_s
+
+    def finish(self) -> None:
+        """Wait for the save that is under way; the last one of a training must be there.
+
+        Raises:
+            TransferError, DeadlineError, IntegrityError: the last save failed. On all ranks.
+        """
+        self.settle()
+        if self._failure is not None:
+            raise self._failure
+
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait for the save that is under way. False: it takes longer and is left alone. What is no
+        LlmctlError, such as a lost rank, is raised here."""
+        if self._pending is not None:
+            if not wait([self._pending], timeout_s).done:
+                return False
+            pending, self._pending = self._pending, None
+            pending.result()
+        return True
+
+    def close(self, timeout_s: float = LEAVE_S) -> None:
+        """Let a save that is under way end, for so long, when training has ended in whatever way."""
+        self._writer.give_up()
+        if self._pending is not None:
+            wait([self._pending], timeout_s)
+        self._pool.shutdown(wait=False)
+
+    def _stop_if_wanted(self) -> None:
+        """All ranks have settled the same save here, so they all know of its failure."""
+        if self._stops and self._failure is not None:
+            raise self._failure
+
+    def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        members = self._writer.members
+        return own_share(tensors, members.index(self._session.rank), len(members))
+
+    def _enter_thread(self) -> None:
+        """Another thread would make itself at home on the first GPU, whatever this rank's is."""
+        if self._session.device.type == "cuda":
+            torch.cuda.set_device(self._session.device)
+
+    def _write(self, step: int, state: Mapping[str, Tensor], times: _Times) -> None:
+        """One save to its end, whatever that is; in the background thread, or in training's own."""
         try:
-            self._together(lambda: self._prepare(folder))
-            self._together(lambda: self._write(folder, tensors))
-            files = self._hash_files(folder, step)
-            manifest = dataclasses.replace(self._template, step=step, created_at=time.time(), files=files)
-            self._together(lambda: self._commit(name, manifest))
-        finally:
-            if self._owns_desk:
-                shutil.rmtree(folder, ignore_errors=True)
-        return Saved(
-            step=step,
-            bytes=sum(file.size for file in files),
-            stalled_s=time.monotonic() - began,
-            uri=self._place.store.where(checkpoint_name(step)),
+            written = self._writer.write(step, state)
+        except LlmctlError as error:
+            self._failed(step, error, ends=self._stops or times.last)
+            return
+        self._failure, self._failed_in_a_row = None, 0
+        spent_s = time.monotonic() - times.began
+        self._took_s = spent_s - times.waited_s
+        self._metrics.checkpoint(
+            CheckpointLine(
+                t=time.time(),
+                step=step,
+                bytes=written.bytes,
+                stalled_s=spent_s if times.stalled_s is None else times.stalled_s,
+                uri=written.uri,
+                waited_s=times.waited_s,
+                took_s=self._took_s,
+            )
         )
 
-    def warm_up(self) -> None:
-        """Import DCP (half a second) in a thread beside the first steps, not in the first save."""
-        threading.Thread(target=_import_dcp, name="dcp-import", daemon=True).start()
-
-    @property
-    def _desk(self) -> Path:
-        return Path(self._place.desk.uri)
-
-    @property
-    def _owns_desk(self) -> bool:
-        return self._session.is_first if self._place.desk_is_shared else self._session.leader
-
-    def _together(self, work: Callable[[], None]) -> None:
-        """Do `work` on this rank and go on only when all ranks could."""
-        failure: LlmctlError | None = None
-        try:
-            work()
-        except LlmctlError as error:
-            failure = error
-        except OSError as error:
-            failure = _failure(error, self._desk)
-        self._session.agree(failure)
-
-    def _prepare(self, folder: Path) -> None:
-        if not self._owns_desk:
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if self._session.is_first or not self._place.shared:
-            for name, content in self._extra_files.items():
-                (folder / name).write_bytes(content)
-
-    def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        """One DCP save: over all ranks where they fill one checkpoint, else over each host's ranks."""
-        from torch.distributed.checkpoint.api import CheckpointException
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
-        from torch.distributed.checkpoint.state_dict_saver import save
-
-        group = self._session.group if self._place.shared else self._session.host_group
-        try:
-            with quiet_alone():
-                save(
-                    tensors,
-                    storage_writer=FileSystemWriter(folder),
-                    process_group=group,
-                    no_dist=group is None,
-                )
-        except CheckpointException as error:
-            rank, (reason, _) = next(iter(error.failures.items()))
-            raise _failure(reason, self._desk, f"rank {rank}: ") from error
-        # DCP's writer reports a full disk as a RuntimeError of its stream.
-        except RuntimeError as error:
-            raise _failure(error, self._desk) from error
-
-    def _hash_files(self, folder: Path, step: int) -> tuple[FileEntry, ...]:
-        """Entries of all files of the checkpoint. Ranks that see the same folder share the reading."""
-        members = list(range(self._session.world)) if self._place.desk_is_shared else self._session.host_ranks
-        mine: list[FileEntry] = []
-
-        def work() -> None:
-            paths = sorted(path for path in folder.iterdir() if path.is_file())
-            for path in paths[members.index(self._session.rank) :: len(members)]:
-                mine.append(file_entry(path, path.name))
-                if self._place.uploads:
-                    self._place.store.put_file(path, f"{checkpoint_name(step)}/{path.name}")
-
-        self._together(work)
-        told = self._session.gather(mine)
-        ranks = range(self._session.world) if self._place.shared else members
-        return tuple(sorted((entry for rank in ranks for entry in told[rank]), key=lambda entry: entry.path))
-
-    def _commit(self, temporary: str, manifest: CheckpointManifest) -> None:
-        if self._place.commits(self._session):
-            publish(self._place.store, None if self._place.uploads else temporary, manifest)
-            prune(self._place.store, keep=self._keep, newest=manifest.step)
+    def _failed(self, step: int, error: LlmctlError, *, ends: bool) -> None:
+        self._failed_in_a_row += 1
+        self._failure = error
+        line = CheckpointFailedLine(
+            t=time.time(), step=step, error=error.line(), in_a_row=self._failed_in_a_row
+        )
+        self._metrics.checkpoint_failed(line)
+        goes_on = "the job ends" if ends else "training goes on without it"
+        often = f" ({self._failed_in_a_row} in a row)" if self._failed_in_a_row > 1 else ""
+        self._metrics.note(f"checkpoint {step} failed{often}, {goes_on}: {error.line()}")
 
 
-def _import_dcp() -> None:
-    import torch.distributed.checkpoint.filesystem
-    import torch.distributed.checkpoint.state_dict_saver  # noqa: F401
+def room_for_snapshot(session: Session, tensors: Mapping[str, Tensor], members: int) -> str | None:
+    """Why one more copy of the state does not fit into some host's memory; None: it does. On all ranks.
 
-
-def _failure(error: BaseException, desk: Path, who: str = "") -> TransferError:
-    """One line for whatever the file system or DCP said, with the room that is left as a fact beside it."""
-    cause = _root(error)
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    free = shutil.disk_usage(desk).free if desk.exists() else 0
-    is_full = free < FULL_BYTES and not isinstance(cause, OSError)
-    reason = "no space left on the disk" if is_full else lines[0]
-    return TransferError(
-        f"the checkpoint could not be saved: {who}{reason}",
-        hint=f"{human_bytes(free)} free at {desk}; the checkpoints before it are untouched",
-        stage=STAGE,
-    )
-
-
-def _root(error: BaseException) -> BaseException:
-    """The operating system's own error, where one lies below: torch's stream hides a full disk behind it."""
-    below: BaseException | None = error
-    while below is not None and not isinstance(below, OSError):
-        below = below.__cause__ or below.__context__
-    return below or error
+    Args:
+        members: how many ranks share one copy.
+    """
+    needed = sum(tensor.nbytes for tensor in tensors.values()) / members
+    told = session.gather((session.host, needed, free_host_memory()))
+    for host in dict.fromkeys(host for host, _, _ in told):
+        wanted = sum(need for name, need, _ in told if name == host)
+        free = min(room for name, _, room in told if name == host)
+        if wanted > 0.9 * free:
+            return f"{host}: a copy of the state needs {human_bytes(wanted)}, {human_bytes(free)} are free"
+    return None
