@@ -50,11 +50,20 @@ class CorpusMark:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Who wrote the checkpoint that an attempt went on from."""
+
+    run_id: str
+    attempt: int
+
+
+@dataclass(frozen=True)
 class JournalHeader:
     """Everything that decides which samples a step takes, and whose journal this is.
 
     Attributes:
         start: the first step, from 0: as many as the checkpoint had done that this attempt began with.
+        origin: of that checkpoint; None where there was none.
         peers: all hosts of the attempt, so that a journal that is missing has a name.
     """
 
@@ -69,6 +78,7 @@ class JournalHeader:
     global_batch: int
     corpora: tuple[CorpusMark, ...]
     peers: tuple[Peer, ...] = ()
+    origin: Optional[Origin] = None
     kind: str = HEADER
 
 

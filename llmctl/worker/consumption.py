@@ -22,12 +22,14 @@ from llmctl.wire.consumed import (
     JournalHeader,
     Line,
     OddStep,
+    Origin,
     RefDigest,
     StepsLine,
     fingerprint,
     pack_lengths,
     seal,
 )
+from llmctl.wire.manifests import CheckpointManifest
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import NodeSpec
 from llmctl.worker.metrics import say
@@ -42,13 +44,19 @@ ODD_SAMPLES = 10_000
 
 
 def open_consumption(
-    spec: NodeSpec, recipe: RecipeSpec, session: Session, reader: Reader, *, path: str, start_step: int
+    spec: NodeSpec,
+    recipe: RecipeSpec,
+    session: Session,
+    reader: Reader,
+    *,
+    path: str,
+    found: CheckpointManifest | None,
 ) -> Consumption:
     """The journal of this rank's attempt, its header written.
 
     Args:
         path: the file; its folder is there.
-        start_step: steps that lie behind this attempt.
+        found: the checkpoint that this attempt goes on from.
     """
     weights = [source.weight for source in spec.corpora]
     header = JournalHeader(
@@ -57,7 +65,7 @@ def open_consumption(
         host=spec.host,
         rank=session.rank,
         world=session.world,
-        start=start_step,
+        start=found.step if found else 0,
         seed=recipe.seed,
         sequence_length=recipe.sequence_length,
         global_batch=recipe.global_batch,
@@ -71,6 +79,7 @@ def open_consumption(
             for source, manifest in zip(spec.corpora, reader.manifests, strict=True)
         ),
         peers=spec.peers,
+        origin=Origin(found.run_id, found.attempt) if found else None,
     )
     order = open_order(reader.manifests, weights, recipe.sequence_length, recipe.seed)
     return Consumption(path, header, order)

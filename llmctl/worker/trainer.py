@@ -99,7 +99,8 @@ def build(
     model = _make_model(config, recipe.seed, session)
     optimizer = AdamW(model.named_parameters(), recipe.optimizer)
     place = open_place(session, spec, run_dir)
-    done = _start_state(spec, recipe, session, place, model, optimizer, metrics, reader.manifest)
+    found = _start_state(spec, recipe, session, place, model, optimizer, metrics, reader.manifest)
+    done = found.step if found else 0
     return Training(
         recipe=recipe,
         session=session,
@@ -126,7 +127,7 @@ def build(
             session,
             reader,
             path=RunLayout(run_dir).attempt(spec.attempt).consumed(session.rank),
-            start_step=done,
+            found=found.manifest if found else None,
         ),
         saver=open_saver(
             spec,
@@ -154,8 +155,8 @@ def _start_state(
     optimizer: AdamW,
     metrics: Metrics,
     corpus: ShardManifest,
-) -> int:
-    """Give all ranks one state: the newest checkpoint's, else rank 0's first weights. Returns steps done."""
+) -> Found | None:
+    """Give all ranks one state: the newest checkpoint's, which is returned, else rank 0's first weights."""
     warning = check_room(session, place, STATE_BYTES * count_parameters(model.config))
     if warning:
         metrics.note(warning)
@@ -163,14 +164,14 @@ def _start_state(
     if found is None:
         if session.world > 1:
             broadcast(model.parameters(), source=0)
-        return 0
+        return None
     check_model(found, encode(model.config))
     restore(session, place, found, training_tensors(model, optimizer), session.device)
     metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
     changed = changed_order(found.manifest, recipe, corpus, spec.data_mix)
     if changed:
         metrics.note(f"samples may repeat or be left out after this resume: {', '.join(changed)} changed")
-    return found.step
+    return found
 
 
 def changed_order(

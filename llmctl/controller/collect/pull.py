@@ -68,12 +68,14 @@ def pull_run(
     dest: Path,
     *,
     checkpoints: str = "last",
+    only: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> Pulled:
     """Pull one run into `dest`.
 
     Args:
         checkpoints: `none`, `last` or `all` of the committed ones.
+        only: which of the small files to pull, by their path in the run directory; None: all.
         progress: called as bytes arrive.
 
     Raises:
@@ -92,7 +94,9 @@ def pull_run(
             root=root,
             checkpoint_root=reply.checkpoint_root or f"{root}/checkpoints",
             python=spec.launch.python,
-            files=reply.files,
+            files=tuple(
+                f for f in reply.files if only is None or f.path.startswith(CHECKPOINTS) or only(f.path)
+            ),
         )
 
     offers = connections.each(hosts, offer)

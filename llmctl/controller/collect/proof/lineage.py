@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from llmctl.controller.collect.proof.findings import Finding, Kind, RankJournal, Stretch, who
@@ -15,26 +15,47 @@ from llmctl.wire.manifests import FileEntry, ShardEntry, ShardManifest
 
 
 def lineage(journals: Iterable[RankJournal], findings: list[Finding]) -> list[Stretch]:
-    """The stretches that count, in order of steps."""
+    """The stretches that count, in order of steps: the newest attempt's, and below its first step those of
+    the attempt that wrote the checkpoint it began with, and so on."""
     attempts: dict[int, dict[int, RankJournal]] = defaultdict(dict)
     for found in journals:
         attempts[found.attempt][found.rank] = found
         findings += _headless(found)
+    headers = {attempt: header for attempt in attempts if (header := _header(attempts[attempt]))}
     stretches: list[Stretch] = []
-    bound: int | None = None
-    for attempt in sorted(attempts, reverse=True):
-        ranks = attempts[attempt]
-        headers = [common(found.journal.header) for found in ranks.values() if found.journal.header]
-        if not headers:
-            continue
-        header = Counter(headers).most_common(1)[0][0]
-        end = _reached(ranks.values()) if bound is None else bound
+    attempt = max(headers, default=None)
+    end = _reached(attempts[attempt].values()) if attempt is not None else 0
+    while attempt is not None:
+        header, ranks = headers[attempt], attempts[attempt]
         if end > header.start:
-            stretches.append(
-                Stretch(attempt=attempt, start=header.start, end=end, header=header, ranks=ranks)
-            )
-        bound = header.start if bound is None else min(bound, header.start)
+            one = Stretch(attempt=attempt, start=header.start, end=end, header=header, ranks=ranks)
+            stretches.append(one)
+        end = header.start
+        attempt = _before(attempt, headers, findings)
     return stretches[::-1]
+
+
+def _before(attempt: int, headers: Mapping[int, JournalHeader], findings: list[Finding]) -> int | None:
+    """The attempt whose checkpoint `attempt` began with; None where the run itself began there."""
+    header = headers[attempt]
+    if header.start == 0 or (header.origin and header.origin.run_id != header.run_id):
+        return None
+    if header.origin is None:
+        earlier = [number for number in headers if number < attempt]
+        return max((number for number in earlier if headers[number].start < header.start), default=None)
+    if header.origin.attempt in headers and header.origin.attempt < attempt:
+        return header.origin.attempt
+    text = f"attempt {header.origin.attempt} led to step {header.start} and left no journal"
+    findings.append(
+        Finding(kind=Kind.UNKNOWN, text=text, attempt=header.origin.attempt, start=0, end=header.start)
+    )
+    return None
+
+
+def _header(ranks: Mapping[int, RankJournal]) -> JournalHeader | None:
+    """What most ranks of an attempt say of it."""
+    headers = [common(found.journal.header) for found in ranks.values() if found.journal.header]
+    return Counter(headers).most_common(1)[0][0] if headers else None
 
 
 def common(header: JournalHeader) -> JournalHeader:

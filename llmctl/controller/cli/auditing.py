@@ -1,0 +1,66 @@
+"""The half of `llmctl data audit` that is about a run: its journals, fetched and proven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmctl.controller.cli.session import Session
+from llmctl.errors import IntegrityError
+from llmctl.wire.layout import RUN_ID
+
+if TYPE_CHECKING:
+    from llmctl.controller.collect.audit import Audit
+
+JOURNALS = "journals"
+"""Folder of fetched journals in our own state."""
+
+
+def is_run(session: Session, target: str) -> bool:
+    """Whether `target` means a run (id, its start, or name) or the folder of one, rather than a data set."""
+    if "://" in target:
+        return False
+    path = Path(target).expanduser()
+    if path.is_dir():
+        from llmctl.controller.collect.audit import journals_in
+
+        return any(journals_in(path)) or any(path.glob("*/node.json")) or (path / "node.json").is_file()
+    if "/" in target or path.exists():
+        return False
+    return RUN_ID.match(target) is not None or session.ledger.get(target) is not None
+
+
+def audit_of_run(session: Session, target: str) -> None:
+    """Print what is proven of a run.
+
+    Raises:
+        IntegrityError: it is not proven that each sample was used exactly once.
+    """
+    from llmctl.controller.collect.proof.findings import Verdict
+    from llmctl.controller.ui.auditing import audit_document, audit_lines
+
+    audit = _audit(session, target)
+    if session.json:
+        session.screen.document("audit", audit_document(audit))
+    else:
+        for line in audit_lines(audit):
+            session.screen.result(line)
+    if audit.proof.verdict is Verdict.FAILED:
+        count = len(audit.proof.findings)
+        raise IntegrityError(f"{audit.name}: {count} finding{'s' * (count != 1)} against its samples")
+    if audit.proof.verdict is Verdict.INCOMPLETE:
+        hint = "journals lie on the hosts, in attempt-*/; ask again when all of them answer"
+        raise IntegrityError(f"{audit.name}: the proof is incomplete", hint=hint)
+
+
+def _audit(session: Session, target: str) -> Audit:
+    from llmctl.controller.collect.audit import audit_folder, audit_run
+
+    path = Path(target).expanduser()
+    if path.is_dir():
+        return audit_folder(path)
+    located = session.locate(target)
+    folder = session.cache / JOURNALS / located.run_id
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    connections = session.connect(located.hosts)
+    return audit_run(connections, located.hosts, session.archive, located.run_id, folder)
