@@ -12,6 +12,10 @@ COMMIT_MARKER = "COMMIT.json"
 """Name of the CheckpointManifest below a checkpoint: a folder without it is no checkpoint."""
 
 
+TOKENS = "tokens"
+TAR = "tar"
+"""Values of a data set manifest's `format`: ShardManifest and TarManifest."""
+
 CRC_BLOCK = 1 << 20
 """Bytes that one CRC-32 of a FileEntry covers."""
 
@@ -50,6 +54,7 @@ class ShardManifest:
         tokenizer: `bytes`, or the file name of a Hugging Face `tokenizer.json` stored beside the manifest.
         eos: id appended after each document.
         settings: what shaped the bytes (field, shard size ...), for people and for resuming.
+        format: TOKENS; absent in manifests of an older llmctl.
     """
 
     dtype: str
@@ -61,6 +66,35 @@ class ShardManifest:
     shards: tuple[ShardEntry, ...]
     tokenizer_file: Optional[FileEntry] = None
     settings: dict[str, Any] = field(default_factory=dict)
+    format: str = TOKENS
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """One tar of a tar data set; the files of a sample lie in it side by side."""
+
+    file: FileEntry
+    samples: int
+    members: int
+
+
+@dataclass(frozen=True)
+class TarManifest:
+    """A data set of tar shards in the manner of WebDataset: same input and settings give the same bytes.
+
+    Attributes:
+        samples: files that have a path up to the first dot of their name in common are one sample.
+        members: files in all tars; `content_bytes`: their bytes, without what tar adds.
+        extensions: how many samples have a file of each extension (what follows the first dot).
+    """
+
+    samples: int
+    members: int
+    content_bytes: int
+    shards: tuple[TarShard, ...]
+    extensions: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    format: str = TAR
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from tokenizers import decoders as token_decoders
 
 from llmctl.errors import ConfigError, IntegrityError, TransferError
 from llmctl.storage.corpus import sources as cutting
+from llmctl.storage.corpus.dataset import read_manifest
 from llmctl.storage.corpus.documents import documents
 from llmctl.storage.corpus.pool import EncoderPool
-from llmctl.storage.corpus.reader import read_manifest
-from llmctl.storage.corpus.shard import Progress, shard
+from llmctl.storage.corpus.progress import Progress
+from llmctl.storage.corpus.shard import shard
 from llmctl.storage.corpus.tokenizer import manifest_tokenizer, open_tokenizer
 from llmctl.storage.files import Store, open_store
 from llmctl.storage.hashing import verify

@@ -1,4 +1,4 @@
-"""The stream of all tokens cut into shards: each written locally, hashed on the way, then put into the store.
+"""The stream of all tokens cut into shards: each written locally, hashed on the way, then sent to the store.
 
 Every shard but the last holds exactly `shard_tokens` tokens; a document that does not fit goes on in the
 next shard. So a shard's size is known, memory and disk are bounded whatever a document's length, and since
@@ -10,15 +10,14 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from llmctl.errors import IntegrityError
 from llmctl.storage.corpus.encoder import Encoded
 from llmctl.storage.corpus.journal import Done, Journal, Place
+from llmctl.storage.corpus.upload import Uploads
 from llmctl.storage.faults import explained
-from llmctl.storage.files import Store
 from llmctl.storage.hashing import Digest, file_entry
 from llmctl.wire.manifests import ShardEntry
 
@@ -26,12 +25,11 @@ _CHUNK = 1 << 20
 
 
 class Assembler:
-    """Takes the units in order and puts shards into `store`.
+    """Takes the units in order and hands whole shards to `uploads`.
 
     Args:
         folder: where the units' files are and shards are built.
         item: bytes per token.
-        done: called after each shard, once it is whole in the store.
         begun: the shards that are there already; the first unit is the one in which the last of them ends.
 
     Attributes:
@@ -40,21 +38,19 @@ class Assembler:
 
     def __init__(
         self,
-        store: Store,
+        uploads: Uploads[Done],
         folder: Path,
         *,
         shard_tokens: int,
         item: int,
-        done: Callable[[Done], None],
         begun: Journal,
     ) -> None:
         self.tokens = sum(shard.entry.tokens for shard in begun.done)
         self.documents = sum(shard.entry.documents for shard in begun.done)
-        self._store = store
+        self._uploads = uploads
         self._folder = folder
         self._shard_tokens = shard_tokens
         self._item = item
-        self._done = done
         self._number = len(begun.done)
         self._skip = begun.next.tokens
         self._shard: _OpenShard | None = None
@@ -76,9 +72,10 @@ class Assembler:
             unit.idx(self._folder).unlink()
 
     def finish(self) -> None:
-        """Store the last shard, which may be a short one."""
+        """Store the last shard, which may be a short one, and wait until all are in the store."""
         if self._shard is not None:
             self._close(Place(unit=sys.maxsize, tokens=0))
+        self._uploads.finish()
 
     def _fill(self, unit: Encoded, stream: BinaryIO, starts: array[int], at: int) -> int:
         """Copy as much of the unit as the open shard takes; how many tokens that was."""
@@ -93,10 +90,10 @@ class Assembler:
 
     def _close(self, following: Place) -> None:
         assert self._shard is not None  # noqa: S101 - for the type checker
-        entry = self._shard.store(self._store)
+        entry, files = self._shard.close()
         self._shard = None
         self._number += 1
-        self._done(Done(entry=entry, next=following))
+        self._uploads.add(Done(entry=entry, next=following), files)
 
 
 class _OpenShard:
@@ -130,23 +127,21 @@ class _OpenShard:
                 left -= len(chunk)
         self.tokens += count
 
-    def store(self, store: Store) -> ShardEntry:
-        """Put both files into `store`; their local copies are removed."""
+    def close(self) -> tuple[ShardEntry, tuple[Path, Path]]:
+        """The manifest's line, and the two files that it is about."""
         if sys.byteorder == "big":
             self._starts.byteswap()
         self._idx.write_bytes(self._starts.tobytes())
         bin_entry = self._digest.entry(self._bin.name)
         idx_entry = file_entry(self._idx, self._idx.name)
-        for local in (self._bin, self._idx):
-            store.put_file(local, local.name)
-            local.unlink()
-        return ShardEntry(
+        entry = ShardEntry(
             name=self._name,
             tokens=self.tokens,
             documents=len(self._starts),
             bin=bin_entry,
             idx=idx_entry,
         )
+        return entry, (self._bin, self._idx)
 
 
 def _read_starts(path: Path) -> array[int]:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from llmctl.errors import ConfigError, DeadlineError
 from llmctl.storage.corpus import journal as journals
-from llmctl.storage.corpus.journal import INPUT, PROGRESS, InputRecord, Journal
-from llmctl.storage.corpus.reader import read_manifest
+from llmctl.storage.corpus.dataset import Manifest, files_of, read_dataset
+from llmctl.storage.corpus.journal import INPUT, PROGRESS, Begun, InputRecord, Journal, TarJournal
 from llmctl.storage.faults import explained
 from llmctl.storage.files import Store
 from llmctl.storage.locks import locked
 from llmctl.wire import codec
-from llmctl.wire.manifests import SHARD_MANIFEST, FileEntry, ShardManifest
+from llmctl.wire.manifests import SHARD_MANIFEST
 
-_SHARD_FILE = re.compile(r"shard-\d{5,}\.(bin|idx)")
+_SHARD_FILE = re.compile(r"shard-\d{5,}\.(bin|idx|tar)")
 _WORK_NAME = ".shard.part"
 
 
@@ -60,8 +60,8 @@ def _work_path(store: Store) -> Path:
     return Path(tempfile.gettempdir(), f"llmctl-shard-{os.getuid()}-{name}")
 
 
-def finished(store: Store, wanted: str, *, overwrite: bool) -> ShardManifest | None:
-    """The corpus in `store`, if it is the one with fingerprint `wanted`; another one is taken down.
+def finished(store: Store, wanted: str, *, overwrite: bool) -> Manifest | None:
+    """The data set in `store`, if it is the one with fingerprint `wanted`; another one is taken down.
 
     Raises:
         ConfigError: another data set is there, and `overwrite` was not asked for.
@@ -69,7 +69,7 @@ def finished(store: Store, wanted: str, *, overwrite: bool) -> ShardManifest | N
     if not store.exists(SHARD_MANIFEST):
         return None
     if journals.recorded_input(store) == wanted:
-        manifest = read_manifest(store)
+        manifest = read_dataset(store)
         if _complete(store, manifest):
             return manifest
     elif not overwrite:
@@ -83,14 +83,9 @@ def finished(store: Store, wanted: str, *, overwrite: bool) -> ShardManifest | N
     return None
 
 
-def _complete(store: Store, manifest: ShardManifest) -> bool:
+def _complete(store: Store, manifest: Manifest) -> bool:
     sizes = {file.path: file.size for file in store.list()}
-    return all(sizes.get(entry.path) == entry.size for entry in _entries(manifest))
-
-
-def _entries(manifest: ShardManifest) -> list[FileEntry]:
-    entries = [entry for shard in manifest.shards for entry in (shard.bin, shard.idx)]
-    return [*entries, manifest.tokenizer_file] if manifest.tokenizer_file else entries
+    return all(sizes.get(entry.path) == entry.size for entry in files_of(manifest))
 
 
 def resumable(store: Store, wanted: str, *, overwrite: bool) -> Journal:
@@ -99,9 +94,22 @@ def resumable(store: Store, wanted: str, *, overwrite: bool) -> Journal:
     Raises:
         ConfigError: the unfinished one there is another, and `overwrite` was not asked for.
     """
-    found = journals.load(store)
+    journal = journals.load(Journal, store) if _is_begun(store, wanted, overwrite=overwrite) else None
+    return journals.intact(store, journal) if journal else Journal(fingerprint=wanted)
+
+
+def resumable_tars(store: Store, wanted: str, *, overwrite: bool) -> TarJournal:
+    """As `resumable`, of a tar data set."""
+    journal = journals.load(TarJournal, store) if _is_begun(store, wanted, overwrite=overwrite) else None
+    return journals.intact_tars(store, journal) if journal else TarJournal(fingerprint=wanted)
+
+
+def _is_begun(store: Store, wanted: str, *, overwrite: bool) -> bool:
+    """Whether `wanted` is what lies there unfinished; another one's journal is removed."""
+    _clear_leftovers(store)
+    found = journals.load(Begun, store)
     if found is not None and found.fingerprint == wanted:
-        return journals.intact(store, found)
+        return True
     # Without a whole shard, as after a wrong --field, there is nothing that another command could spoil.
     if found is not None and found.done and not overwrite:
         raise ConfigError(
@@ -109,12 +117,24 @@ def resumable(store: Store, wanted: str, *, overwrite: bool) -> Journal:
             hint="run the command that began it, or replace it with --overwrite",
         )
     store.delete(PROGRESS)
-    return Journal(fingerprint=wanted)
+    return False
 
 
-def commit(store: Store, manifest: ShardManifest, wanted: str) -> None:
+def _clear_leftovers(store: Store) -> None:
+    """Remove what a killed run was writing here. Folders below may be other data sets, at work just now."""
+    if store.local_root is None:
+        if not any("/" in file.path for file in store.list()):
+            store.cleanup(0.0)
+        return
+    with explained("clean up", store.uri):
+        for path in store.local_root.glob(".*.part"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def commit(store: Store, manifest: Manifest, wanted: str) -> None:
     """Write the manifest, after everything that it lists; then the journal goes."""
-    listed = {entry.path for entry in _entries(manifest)}
+    listed = {entry.path for entry in files_of(manifest)}
     for file in store.list():
         # Left by a longer corpus that this one replaces.
         if _SHARD_FILE.fullmatch(file.path) and file.path not in listed:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, TypeVar
 
 from llmctl.errors import IntegrityError, NotFoundError
 from llmctl.storage.files import Store
 from llmctl.storage.hashing import verify
 from llmctl.wire import codec
-from llmctl.wire.manifests import ShardEntry
+from llmctl.wire.manifests import FileEntry, ShardEntry, TarShard
+
+T = TypeVar("T")
 
 PROGRESS = ".progress.json"
 """The journal's name in the destination; gone once the manifest is there."""
@@ -55,19 +59,38 @@ class InputRecord:
     fingerprint: str
 
 
-def load(store: Store) -> Journal | None:
-    """The journal in `store`, or None.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TarJournal:
+    """As Journal, of a tar data set; which file begins the next shard follows from the input."""
+
+    fingerprint: str
+    done: tuple[TarShard, ...] = ()
+
+    def with_shard(self, done: TarShard) -> TarJournal:
+        return TarJournal(fingerprint=self.fingerprint, done=(*self.done, done))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What every journal tells, of whatever format the unfinished data set is."""
+
+    fingerprint: str
+    done: tuple[Any, ...] = ()
+
+
+def load(kind: type[T], store: Store) -> T | None:
+    """The journal in `store` as Journal, TarJournal or Begun; None: there is none.
 
     Raises:
-        IntegrityError: what lies there is no journal.
+        IntegrityError: what lies there is no such journal.
     """
     try:
-        return codec.loads(Journal, store.read_bytes(PROGRESS))
+        return codec.loads(kind, store.read_bytes(PROGRESS))
     except NotFoundError:
         return None
 
 
-def save(store: Store, journal: Journal) -> None:
+def save(store: Store, journal: Journal | TarJournal) -> None:
     """Replace the journal in `store`."""
     store.write_bytes(PROGRESS, codec.dumps(journal).encode())
 
@@ -82,12 +105,20 @@ def recorded_input(store: Store) -> str | None:
 
 def intact(store: Store, journal: Journal) -> Journal:
     """`journal` up to the first shard that is missing or damaged: every byte is read."""
-    good: list[Done] = []
-    for done in journal.done:
-        try:
-            verify(store, done.entry.bin)
-            verify(store, done.entry.idx)
-        except (NotFoundError, IntegrityError):
-            break
-        good.append(done)
-    return Journal(fingerprint=journal.fingerprint, done=tuple(good))
+    whole = takewhile(lambda done: _is_whole(store, done.entry.bin, done.entry.idx), journal.done)
+    return Journal(fingerprint=journal.fingerprint, done=tuple(whole))
+
+
+def intact_tars(store: Store, journal: TarJournal) -> TarJournal:
+    """As `intact`, of a tar data set."""
+    whole = takewhile(lambda done: _is_whole(store, done.file), journal.done)
+    return TarJournal(fingerprint=journal.fingerprint, done=tuple(whole))
+
+
+def _is_whole(store: Store, *entries: FileEntry) -> bool:
+    try:
+        for entry in entries:
+            verify(store, entry)
+    except (NotFoundError, IntegrityError):
+        return False
+    return True

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import count
 
 from llmctl.errors import DeadlineError
+from llmctl.storage.corpus.dataset import ITEM_BYTES
 from llmctl.storage.corpus.order import Order, SampleRef, ShardRef
-from llmctl.storage.corpus.reader import ITEM_BYTES, Reader
+from llmctl.storage.corpus.reader import Reader
 
 WAIT_S = 1800.0
 """How long one batch may take: longer than any store's own deadlines, for a thread that is stuck for good."""

@@ -14,40 +14,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundError
+from llmctl.errors import ConfigError, IntegrityError, LlmctlError
 from llmctl.storage.cache import FileCache
+from llmctl.storage.corpus.dataset import ITEM_BYTES, read_manifest
 from llmctl.storage.corpus.mixture import check_alike
 from llmctl.storage.corpus.order import SampleRef, ShardRef
 from llmctl.storage.faults import explained
-from llmctl.storage.files import Store, open_store
-from llmctl.wire import codec
-from llmctl.wire.manifests import SHARD_MANIFEST, ShardManifest
-
-ITEM_BYTES = {"uint16": 2, "uint32": 4}
-"""Bytes of one token for each dtype that a manifest may name."""
+from llmctl.storage.files import open_store
+from llmctl.wire.manifests import ShardManifest
 
 MAPS = 64
 """Shards mapped at a time: enough for any block order, and a bound for corpora of many thousands."""
-
-
-def read_manifest(store: Store) -> ShardManifest:
-    """The manifest of the corpus in `store`.
-
-    Raises:
-        NotFoundError: there is no data set.
-        IntegrityError: not a manifest, or one of a newer kind.
-    """
-    try:
-        text = store.read_bytes(SHARD_MANIFEST)
-    except NotFoundError:
-        raise NotFoundError(
-            f"{store.uri} holds no data set (no {SHARD_MANIFEST})",
-            hint=f"make one: llmctl data shard SOURCE... {store.uri}",
-        ) from None
-    manifest = codec.loads(ShardManifest, text)
-    if manifest.dtype not in ITEM_BYTES:
-        raise IntegrityError(f"{store.where(SHARD_MANIFEST)}: unknown dtype {manifest.dtype!r}")
-    return manifest
 
 
 class Reader(Protocol):

@@ -18,12 +18,14 @@ from pathlib import Path
 from llmctl.errors import ConfigError
 from llmctl.storage.corpus import destination, journal
 from llmctl.storage.corpus.assemble import Assembler
+from llmctl.storage.corpus.dataset import ITEM_BYTES
 from llmctl.storage.corpus.encoder import Encoded, EncodeSetup, UnitEncoder
 from llmctl.storage.corpus.journal import Done, Journal
 from llmctl.storage.corpus.pool import EncoderPool
-from llmctl.storage.corpus.reader import ITEM_BYTES
+from llmctl.storage.corpus.progress import Progress
 from llmctl.storage.corpus.sources import SourceFile, Unit, expand, fingerprint, units
 from llmctl.storage.corpus.tokenizer import BYTES, FileTokenizer, Tokenizer, open_tokenizer
+from llmctl.storage.corpus.upload import Uploads
 from llmctl.storage.files import Store, open_store
 from llmctl.storage.hashing import file_entry
 from llmctl.wire.manifests import FileEntry, ShardManifest
@@ -34,25 +36,6 @@ SHARD_TOKENS = 32 << 20
 TOKENIZER_FILE = "tokenizer.json"
 FORMAT = 1
 """Raised when the same input would give other bytes: part of the settings."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far sharding is, what an earlier run did included.
-
-    Attributes:
-        bytes_done, bytes_total: of the input, as stored.
-        tokens, documents: encoded so far.
-        shards: whole in the destination.
-        skipped: binary files found in folders and left out, by this run.
-    """
-
-    bytes_done: int
-    bytes_total: int
-    tokens: int
-    documents: int
-    shards: int
-    skipped: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +87,7 @@ def shard(
     plan = _plan(sources, store, open_tokenizer(tokenizer, eos=eos), field, shard_tokens, dtype)
     with destination.work_folder(store) as work:
         there = destination.finished(store, plan.fingerprint, overwrite=overwrite)
-        if there is not None:
+        if isinstance(there, ShardManifest):
             return there
         begun = destination.resumable(store, plan.fingerprint, overwrite=overwrite)
         whole = _encode_all(store, plan, begun, work, workers, progress)
@@ -164,16 +147,17 @@ def _encode_all(
         state = state.with_shard(shard)
         journal.save(store, state)
 
-    assembler = Assembler(
-        store, work, shard_tokens=plan.shard_tokens, item=ITEM_BYTES[plan.dtype], done=done, begun=begun
-    )
-    meter = _Meter(plan.files, assembler, progress)
-    todo = meter.pass_over(units(plan.files, plan.field), begun.next.unit)
-    with closing(_encoded(plan, todo, work, workers)) as results:
-        for encoded in results:
-            assembler.add(encoded)
-            meter.count(encoded, len(state.done))
-    assembler.finish()
+    with Uploads(store, done) as uploads:
+        assembler = Assembler(
+            uploads, work, shard_tokens=plan.shard_tokens, item=ITEM_BYTES[plan.dtype], begun=begun
+        )
+        meter = _Meter(plan.files, assembler, progress)
+        todo = meter.pass_over(units(plan.files, plan.field), begun.next.unit)
+        with closing(_encoded(plan, todo, work, workers)) as results:
+            for encoded in results:
+                assembler.add(encoded)
+                meter.count(encoded, len(state.done))
+        assembler.finish()
     return state
 
 
