@@ -16,12 +16,14 @@ TORCHRUN = "torchrun"
 DIRECT = "direct"
 
 _KEPT = frozenset(("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"))
-_KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "ROCR_", "HIP_")
+_STORES = frozenset(("HADOOP_CONF_DIR", "HADOOP_HOME", "KRB5CCNAME", "KRB5_CONFIG", "XDG_CONFIG_HOME"))
+"""By which the host finds its own way to HDFS, and its own stores.yaml."""
+_KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "AWS_")
 
 
 def clean(host_env: Mapping[str, str]) -> dict[str, str]:
     """What of the host's login environment a rank gets: an allow-list, so that jobs are reproducible."""
-    return {k: v for k, v in host_env.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+    return {k: v for k, v in host_env.items() if k in _KEPT or k in _STORES or k.startswith(_KEPT_PREFIXES)}
 
 
 def job_environment(

@@ -9,20 +9,26 @@
 
 An entry named like a kind (`s3`, `hdfs`, `webhdfs`) holds for all URLs of that kind. The file is the user's
 own: what others may read is refused, and no value of it is ever shown.
+
+The ranks of a job need not have such a file: the entries that its URIs name travel with its secrets and come
+in one environment variable, where they win over the host's own file.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.storage.faults import explained
+from llmctl.wire.environment import STORES
 
 FILE = "stores.yaml"
 
@@ -61,11 +67,63 @@ def account(scheme: str) -> Account:
     Raises:
         ConfigError: the file is open to others, or says what means nothing.
     """
+    sent = _sent()
+    if scheme in sent:
+        found = _checked(STORES, scheme, sent[scheme])
+        return Account(kind=found.kind, values=_with_files(found.values))
     path = accounts_file()
     entries = _read(path) if path.exists() else {}
     if scheme in entries:
         return _checked(path, scheme, entries[scheme])
     return Account(kind="s3" if scheme == "s3a" else scheme)
+
+
+def portable(uris: Iterable[str], env: Mapping[str, str] | None = None) -> dict[str, dict[str, str]]:
+    """The entries that `uris` name, fit for another machine: a certificate travels as its text. `profile`,
+    `conf_dir`, `keytab` and `ccache` stay names of what lies on that machine.
+
+    Raises:
+        ConfigError: as `account`, or a certificate can't be read.
+    """
+    path = accounts_file(env)
+    entries = _read(path) if path.exists() else {}
+    found = {}
+    for scheme in sorted({uri.partition("://")[0] for uri in uris if "://" in uri} & set(entries)):
+        checked = _checked(path, scheme, entries[scheme])
+        values = {"type": checked.kind, **checked.values}
+        if "ca" in values:
+            ca = Path(values["ca"]).expanduser()
+            with explained("read", str(ca)):
+                values["ca"] = ca.read_text()
+        found[scheme] = values
+    return found
+
+
+def _sent() -> dict[str, Any]:
+    """What came with the job. Its own text is never part of an error."""
+    text = os.environ.get(STORES)
+    try:
+        entries = json.loads(text) if text else {}
+    except ValueError:
+        raise ConfigError(f"{STORES} is not JSON") from None
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{STORES} wants named entries")
+    return entries
+
+
+def _with_files(values: Mapping[str, str]) -> Mapping[str, str]:
+    """Drivers want a certificate as a file."""
+    ca = values.get("ca", "")
+    return {**values, "ca": _in_memory(ca)} if ca.startswith("-----BEGIN") else values
+
+
+@lru_cache(maxsize=16)
+def _in_memory(text: str) -> str:
+    """A file of this process only, which no disk ever sees; open as long as the process lives."""
+    descriptor = os.memfd_create("llmctl-ca")
+    with open(descriptor, "wb", closefd=False) as stream:
+        stream.write(text.encode())
+    return f"/proc/self/fd/{descriptor}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -91,7 +149,7 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _checked(path: Path, name: str, entry: Any) -> Account:
+def _checked(path: Path | str, name: str, entry: Any) -> Account:
     if not isinstance(entry, dict):
         raise ConfigError(f"{path}: {name}: wants keys below it, like `type: s3`")
     kind = str(entry.get("type", name))

@@ -14,6 +14,7 @@ CHECKPOINT_URI = "LLMCTL_CHECKPOINT_URI"
 CACHE_DIR = "LLMCTL_CACHE_DIR"
 PG_TIMEOUT_S = "LLMCTL_PG_TIMEOUT_S"
 BACKEND = "LLMCTL_BACKEND"
+STORES = "LLMCTL_STORES"
 
 MEANING = {
     RUN_ID: "the run's id; also how the agent finds every process of the run",
@@ -27,5 +28,6 @@ MEANING = {
     CHECKPOINT_URI: "where checkpoints go: `checkpoint.uri`, or a folder of the run directory",
     CACHE_DIR: "a folder for verified copies of remote data",
     PG_TIMEOUT_S: "the job's process-group timeout, for `init_process_group(timeout=)`",
+    STORES: "entries of your `stores.yaml` that the job's URIs name, as JSON; a secret, never on a disk",
     BACKEND: "`nccl` or `gloo`: what the job asked for, or what its hosts can do",
 }

@@ -125,7 +125,7 @@ def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pul
     """
     from llmctl.controller.ui.stages import Stages
 
-    session.screen.hide(config.secrets.values())
+    session.screen.hide(config.secrets.to_hide())
     for note in config.notes:
         session.screen.warn(note)
     stages = Stages(session.screen)

@@ -6,6 +6,7 @@ Every mistake that can be seen without a host is refused here, before anything i
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -70,6 +71,7 @@ def resolve(
     merged, secrets = split_secrets(written, environ)
     merged = _with_absolute_uris(merged, base)
     _check_work(merged, base)
+    secrets.update(_accounts(merged, environ))
     _refuse_pushed_secret(job, merged, base)
     pool = merged.pool or default_pool
     hosts = select_hosts(inventory, pool=pool, nodes=merged.nodes, limit=overrides.limit)
@@ -84,6 +86,18 @@ def resolve(
         secrets=secrets,
         notes=(*secret_notes(written, merged), *_ignored_notes(merged)),
     )
+
+
+def _accounts(job: JobFile, environ: Mapping[str, str]) -> dict[str, str]:
+    """What of the user's stores.yaml the ranks need, as a secret of theirs: their hosts need no such file."""
+    uris = [entry.uri for entry in job.data.corpora] if job.data else []
+    uris += [job.checkpoint.uri] if job.checkpoint.uri else []
+    if not any("://" in uri for uri in uris):
+        return {}
+    from llmctl.storage.accounts import portable
+
+    found = portable(uris, environ)
+    return {environment.STORES: json.dumps(found)} if found else {}
 
 
 def job_for_record(job: JobFile) -> dict[str, Any]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmctl.wire.environment import STORES
+
 if TYPE_CHECKING:  # pydantic is slow to import, and `status` of a finished run needs none of it
     from llmctl.controller.config.models import JobFile
+
+SECRET_KEYS = ("key", "secret", "token", "password")
+"""Of an entry of stores.yaml."""
 
 LOCAL = "local"
 """The `addr` of a host that is this machine."""
@@ -76,3 +82,9 @@ class Secrets(dict[str, str]):
 
     def __repr__(self) -> str:
         return "Secrets(" + ", ".join(f"{name}=***" for name in self) + ")"
+
+    def to_hide(self) -> tuple[str, ...]:
+        """Every text that may not be shown: the values, and what is secret inside the accounts of stores."""
+        accounts = json.loads(self.get(STORES, "{}"))
+        inner = (entry.get(key, "") for entry in accounts.values() for key in SECRET_KEYS)
+        return (*self.values(), *(value for value in inner if value))

@@ -153,6 +153,22 @@ def test_secrets_come_from_the_shell_and_stay_hidden() -> None:
     assert "hf_abc" not in repr(config)
 
 
+def test_accounts_of_the_jobs_stores_travel_as_a_secret(tmp_path: Path) -> None:
+    """Of stores.yaml, what the job's URIs name is sent; none of its secrets is in what is recorded or shown."""
+    stores = tmp_path / "llmctl" / "stores.yaml"
+    stores.parent.mkdir()
+    stores.touch(mode=0o600)
+    stores.write_text("ours: {type: s3, key: k3y-abc, secret: s3cr3t}\nother: {type: s3, secret: x}\n")
+    file = job(checkpoint={"uri": "ours://bucket/ckpt"})
+    config = run_config(file, environ={"XDG_CONFIG_HOME": str(tmp_path)})
+    assert json.loads(config.secrets["LLMCTL_STORES"]) == {
+        "ours": {"type": "s3", "key": "k3y-abc", "secret": "s3cr3t"}
+    }
+    assert {"k3y-abc", "s3cr3t"} <= set(config.secrets.to_hide())
+    assert "s3cr3t" not in repr(config) + json.dumps(job_for_record(config.job))
+    assert run_config(job(), environ={"XDG_CONFIG_HOME": str(tmp_path)}).secrets == {}
+
+
 @pytest.mark.parametrize("environ", [{}, {"HF_TOKEN": ""}])
 def test_a_missing_secret_is_an_error(environ: dict[str, str]) -> None:
     """A secret that the shell does not have is named before anything starts."""

@@ -65,15 +65,19 @@ def test_torchrun_line_is_a_static_rendezvous_around_the_shim() -> None:
 
 
 def test_only_the_allow_list_of_the_host_is_kept() -> None:
-    """PATH, locale and device variables pass; whatever else the login shell exports does not."""
+    """PATH, locale, devices and the way to the host's own stores pass; whatever else the login shell exports
+    does not."""
     host_env = {
         "PATH": "/bin",
         "LC_ALL": "C",
         "CUDA_VISIBLE_DEVICES": "0",
+        "AWS_PROFILE": "lab",
+        "HADOOP_CONF_DIR": "/etc/hadoop",
         "SSH_CLIENT": "x",
         "OMP_NUM_THREADS": "9",
     }
-    assert launch.clean(host_env) == {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "0"}
+    kept = {name: value for name, value in host_env.items() if value not in ("x", "9")}
+    assert launch.clean(host_env) == kept
 
 
 def test_the_job_wins_over_the_host_and_the_contract_over_the_job() -> None:
@@ -108,7 +112,7 @@ def test_every_documented_name_is_given_or_optional() -> None:
     """A rank finds every name of wire/environment.py that the agent is to set."""
     mix = (DataSource(uri="/a", weight=2.0), DataSource(uri="s3://b/c"))
     found = set(launch.contract(spec(data_uri="file:///d"))) | set(launch.contract(spec(data_mix=mix)))
-    assert set(environment.MEANING) - found <= {environment.BACKEND}
+    assert set(environment.MEANING) - found <= {environment.BACKEND, environment.STORES}
 
 
 def test_a_direct_rank_is_told_its_place() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from llmctl.errors import ConfigError
-from llmctl.storage.accounts import account
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.storage.accounts import account, portable
 from llmctl.storage.files import open_store
 
 
@@ -75,3 +76,39 @@ def test_a_near_miss_is_suggested(stores_yaml: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         account("s3")
     assert caught.value.hint == "did you mean `secret`?"
+
+
+def test_an_entry_travels_with_its_certificate(
+    stores_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what the URIs name is sent; at the other end it wins, and the certificate is a file that lies on
+    no disk."""
+    ca = tmp_path / "ca.pem"
+    ca.write_text("-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n")
+    stores_yaml.write_text(f"ours: {{type: s3, secret: s3cr3t, ca: {ca}}}\nother: {{type: s3, secret: x}}\n")
+    sent = portable(["ours://bucket/data", "/local/path", "s3://bucket"])
+    assert set(sent) == {"ours"}
+    ca.unlink()
+    stores_yaml.write_text("ours: {type: s3, secret: another, region: here}\n")
+    monkeypatch.setenv("LLMCTL_STORES", json.dumps(sent))
+    found = account("ours")
+    assert (found.kind, found.values["secret"]) == ("s3", "s3cr3t")
+    assert "region" not in found.values
+    assert Path(found.values["ca"]).read_text().startswith("-----BEGIN CERTIFICATE-----\nMII")
+    assert Path(found.values["ca"]).resolve().name.startswith("memfd:")
+
+
+def test_a_certificate_that_is_not_there_is_named(stores_yaml: Path) -> None:
+    """The file that stores.yaml names, rather than a failure on the hosts."""
+    stores_yaml.write_text("ours: {type: s3, ca: /nowhere/ca.pem}\n")
+    with pytest.raises(LlmctlError, match=r"/nowhere/ca\.pem"):
+        portable(["ours://bucket/data"])
+
+
+@pytest.mark.parametrize("text", ["{s3cr3t", '["s3cr3t"]', '{"ours": {"type": "nfs", "secret": "s3cr3t"}}'])
+def test_what_came_with_a_job_is_never_quoted(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that someone else filled is refused without its text."""
+    monkeypatch.setenv("LLMCTL_STORES", text)
+    with pytest.raises(ConfigError, match="LLMCTL_STORES") as caught:
+        account("ours")
+    assert "s3cr3t" not in str(caught.value)
