@@ -78,7 +78,7 @@ def test_last_line_needs_no_newline_and_a_bom_is_no_text(tmp_path: Path) -> None
 
 
 @given(data=st.binary(max_size=400), size=st.integers(1, 50))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 def test_text_cut_anywhere_is_whole(tmp_path: Path, data: bytes, size: int) -> None:
     """Any file cut at any size: its pieces joined are its bytes, and one begins and one ends it."""
     path = tmp_path / "a.txt"

@@ -32,7 +32,7 @@ def mixture(weights: list[float], seed: int = 0, tokens: int = 900) -> MixtureOr
 
 
 @given(weights_of, st.integers(0, 10**9))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_shares_are_met_at_every_border(weights: list[float], number: int) -> None:
     """Before any block border each corpus has had its share of the samples, give or take less than one."""
     order = mixture(weights)
@@ -74,6 +74,7 @@ def test_each_corpus_is_used_exactly_once_per_epoch() -> None:
 
 
 @given(st.integers(1, 24), st.integers(1, 9), st.integers(0, 10**7))
+@settings(deadline=None)
 def test_the_split_over_ranks_does_not_matter(global_batch: int, world: int, step: int) -> None:
     """The ranks' shares joined are the positions of the step, for any number of ranks."""
     order = mixture([0.7, 0.2, 0.1])

@@ -63,6 +63,7 @@ def expected_samples(tokens: list[int], length: int) -> set[SampleRef]:
     st.integers(0, 9),
     st.integers(0, 99),
 )
+@settings(deadline=None)
 def test_an_epoch_holds_every_sample_once(tokens: list[int], length: int, epoch: int, seed: int) -> None:
     """One epoch's positions are exactly the windows of the definition, each once."""
     tokens.append(length + 1)
@@ -74,6 +75,7 @@ def test_an_epoch_holds_every_sample_once(tokens: list[int], length: int, epoch:
 
 
 @given(orders(), st.integers(1, 24), st.integers(1, 9), st.integers(1, 9), st.integers(0, 50))
+@settings(deadline=None)
 def test_the_split_over_ranks_does_not_matter(
     order: SampleOrder, global_batch: int, world: int, other: int, step: int
 ) -> None:
@@ -88,6 +90,7 @@ def test_the_split_over_ranks_does_not_matter(
 
 
 @given(orders(), st.integers(1, 24))
+@settings(deadline=None)
 def test_steps_follow_one_another_without_gap(order: SampleOrder, global_batch: int) -> None:
     """Steps 0, 1, 2 ... joined are the stream of positions, across the ends of epochs too."""
     steps = 2 * order.samples_per_epoch // global_batch + 2
@@ -96,7 +99,7 @@ def test_steps_follow_one_another_without_gap(order: SampleOrder, global_batch: 
 
 
 @given(st.integers(1, 5000), st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_permute_is_a_bijection(size: int, keys: list[int]) -> None:
     """For every size and any keys, each index is hit once."""
     assert sorted(permute(index, size, keys) for index in range(size)) == list(range(size))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as token_decoders
@@ -45,6 +45,7 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.binary(max_size=300))
+@settings(deadline=None)
 def test_bytes_come_back_exactly(data: bytes) -> None:
     """Any bytes, read as text with surrogateescape, encode to themselves and decode back."""
     tokenizer = ByteTokenizer()
@@ -55,6 +56,7 @@ def test_bytes_come_back_exactly(data: bytes) -> None:
 
 
 @given(st.lists(st.tuples(st.text(max_size=40), st.booleans()), max_size=12), st.sampled_from(["<u2", "<u4"]))
+@settings(deadline=None)
 def test_encode_documents_is_encode_with_eos(batch: list[tuple[str, bool]], dtype: str) -> None:
     """The fast path gives the slow path's ids, eos after each closed text, and the right lengths."""
     tokenizer = ByteTokenizer()
