@@ -19,7 +19,7 @@ from llmctl.controller.collect.pull import pull_run
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.pool import Connections
 from llmctl.errors import HostErrors, IntegrityError, LlmctlError, NotFoundError
-from llmctl.storage.corpus.reader import read_manifest
+from llmctl.storage.corpus.dataset import read_manifest
 from llmctl.storage.files import open_store
 from llmctl.wire import codec
 from llmctl.wire.consumed import CorpusMark, fingerprint, read_journal
