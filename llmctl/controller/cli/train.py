@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmctl.controller.config.models import JobFile
     from llmctl.controller.config.overrides import JobOverrides
     from llmctl.controller.config.types import RunConfig
+    from llmctl.controller.execute.data import Seen
     from llmctl.controller.execute.prepare import Prepared
     from llmctl.controller.plan.plan import Plan
     from llmctl.controller.transport.pool import Connections
@@ -123,6 +124,7 @@ def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pul
     Args:
         pull: folder below which the run is pulled at its end; None: it is not.
     """
+    from llmctl.controller.execute.data import look_beside
     from llmctl.controller.ui.stages import Stages
 
     session.screen.hide(config.secrets.to_hide())
@@ -131,8 +133,10 @@ def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pul
     stages = Stages(session.screen)
     connections = session.connect(config.hosts)
     run_id = f"{config.job.name}-{secrets.token_hex(3)}"
+    data = look_beside(config)
     try:
         prepared = _prepare(session, config, connections, stages, push=not dry_run)
+        _show_data(session, data.result(), stages)
     except KeyboardInterrupt:
         session.screen.warn("interrupted; nothing was started")
         return Outcome(code=int(ExitCode.CANCELLED))
@@ -205,6 +209,15 @@ def _prepare(
             session.screen.warn(line)
         stages.line("code", code_line(prepared))
     return prepared
+
+
+def _show_data(session: Session, seen: Seen, stages: Stages) -> None:
+    from llmctl.controller.ui.summaries import corpus_line
+
+    for uri, manifest in seen.corpora.items():
+        stages.line("data", corpus_line(uri, manifest))
+    for note in seen.notes:
+        session.screen.warn(note)
 
 
 def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) -> Plan:

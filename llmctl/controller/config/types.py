@@ -83,8 +83,12 @@ class Secrets(dict[str, str]):
     def __repr__(self) -> str:
         return "Secrets(" + ", ".join(f"{name}=***" for name in self) + ")"
 
+    def accounts(self) -> dict[str, dict[str, str]]:
+        """The entries of stores.yaml that are sent along, by name."""
+        found: dict[str, dict[str, str]] = json.loads(self.get(STORES, "{}"))
+        return found
+
     def to_hide(self) -> tuple[str, ...]:
         """Every text that may not be shown: the values, and what is secret inside the accounts of stores."""
-        accounts = json.loads(self.get(STORES, "{}"))
-        inner = (entry.get(key, "") for entry in accounts.values() for key in SECRET_KEYS)
+        inner = (entry.get(key, "") for entry in self.accounts().values() for key in SECRET_KEYS)
         return (*self.values(), *(value for value in inner if value))

@@ -11,7 +11,9 @@ from llmctl.controller.execute.prepare import Prepared
 from llmctl.controller.plan.plan import Plan
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.transport.tree import Tree
-from llmctl.controller.ui.format import names, size
+from llmctl.controller.ui.format import names, rate, size
+from llmctl.wire.consumed import fingerprint
+from llmctl.wire.manifests import ShardManifest
 from llmctl.wire.specs import DataSource
 
 
@@ -29,6 +31,13 @@ def hosts_line(hosts: Sequence[Host], facts: Mapping[str, HostFacts]) -> str:
         cores = sum(shared) + sum(facts[host.name].cores for host in hosts if not host.is_local)
         parts.append(f"{cores} CPU cores")
     return " · ".join(parts)
+
+
+def corpus_line(uri: str, manifest: ShardManifest) -> str:
+    """`hdfs://nn/corpus · 1.2B tokens in 96 shards · corpus 51be07`."""
+    shards = len(manifest.shards)
+    told = f"{rate(manifest.tokens)} tokens in {shards} shard{'s' * (shards != 1)}"
+    return f"{uri} · {told} · corpus {fingerprint(manifest)[:6]}"
 
 
 def code_line(prepared: Prepared) -> str:

@@ -154,7 +154,7 @@ def test_secrets_come_from_the_shell_and_stay_hidden() -> None:
 
 
 def test_accounts_of_the_jobs_stores_travel_as_a_secret(tmp_path: Path) -> None:
-    """Of stores.yaml, what the job's URIs name is sent; none of its secrets is in what is recorded or shown."""
+    """Of stores.yaml, what the job's URIs name is sent, and none of its secrets is recorded or shown."""
     stores = tmp_path / "llmctl" / "stores.yaml"
     stores.parent.mkdir()
     stores.touch(mode=0o600)

@@ -1,0 +1,91 @@
+"""Look at a job's corpora in their stores before anything starts, as far as this machine can see them.
+
+What is wrong there for certain ends the start: no data set, a damaged manifest, an account that is refused.
+But the hosts may have a way to the store, or an account, that this machine has not; then what went wrong here
+is only a note, and the first rank has the last word.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from llmctl.controller.config.types import RunConfig
+from llmctl.errors import IntegrityError, LlmctlError, NotFoundError, PreflightError
+from llmctl.storage.uris import is_local
+from llmctl.wire.manifests import ShardManifest
+
+DEADLINE_S = 15.0
+STAGE = "data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The remote corpora that could be read from here, and what to say of the others."""
+
+    corpora: Mapping[str, ShardManifest]
+    notes: tuple[str, ...] = ()
+
+
+def look_beside(config: RunConfig) -> Future[Seen]:
+    """`look` in a thread that keeps no process alive; its error is the future's."""
+    future: Future[Seen] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(look(config, os.environ))
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="data-check", daemon=True).start()
+    return future
+
+
+def look(config: RunConfig, environ: Mapping[str, str]) -> Seen:
+    """Read the manifests of the recipe's remote corpora. A script's data may be anything.
+
+    Raises:
+        PreflightError: a corpus is not there or can't be used, for the hosts as for us.
+    """
+    data = config.job.data if config.job.train.script is None else None
+    uris = [entry.uri for entry in data.corpora if not is_local(entry.uri)] if data else []
+    corpora, notes = {}, []
+    for uri in uris:
+        from llmctl.storage.corpus.dataset import read_manifest
+        from llmctl.storage.files import open_store
+
+        try:
+            corpora[uri] = read_manifest(open_store(uri, deadline_s=DEADLINE_S))
+        except LlmctlError as error:
+            if _holds_for_hosts(error, uri, config, environ):
+                raise PreflightError(error.message, hint=error.hint, stage=STAGE) from error
+            notes.append(f"not looked at from here: {error.message}; the hosts will")
+    return Seen(corpora=corpora, notes=tuple(notes))
+
+
+def _holds_for_hosts(error: LlmctlError, uri: str, config: RunConfig, environ: Mapping[str, str]) -> bool:
+    """Whether the hosts would meet the same."""
+    if isinstance(error, IntegrityError):
+        return True
+    if isinstance(error, NotFoundError):
+        return _is_same_place(uri, config, environ)
+    return isinstance(error.__cause__, PermissionError) and _is_same_account(uri, config)
+
+
+def _is_same_place(uri: str, config: RunConfig, environ: Mapping[str, str]) -> bool:
+    """The URL, or what is sent to the hosts, says where the store is."""
+    scheme, _, rest = uri.partition("://")
+    if scheme in config.secrets.accounts():
+        return True
+    if scheme not in ("s3", "s3a"):
+        return not rest.startswith("/")
+    endpoint = config.env.get("AWS_ENDPOINT_URL")
+    return endpoint is not None and endpoint == environ.get("AWS_ENDPOINT_URL")
+
+
+def _is_same_account(uri: str, config: RunConfig) -> bool:
+    """Who we are there is sent to the hosts."""
+    return uri.partition("://")[0] in config.secrets.accounts() or "AWS_ACCESS_KEY_ID" in config.secrets
