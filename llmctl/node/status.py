@@ -72,6 +72,7 @@ def _of_run(run: RunLayout, now: float) -> NodeStatus | None:
         failure_log=lines,
         metrics=_last_metric(view.attempt.metrics, metrics.STEP),
         checkpoint_step=checkpoint_step(run, view.spec.attempt),
+        checkpoint_problem=_checkpoint_problem(view.attempt.metrics),
         last_event=journal.last_event(run),
     )
 
@@ -93,16 +94,24 @@ def checkpoint_step(run: RunLayout, attempt: int) -> int | None:
     return None
 
 
-def _last_metric(path: str, kind: str) -> dict[str, Any] | None:
-    """The last line of that kind. Any script may write there: what is no such line is passed over."""
-    quoted = f'"{kind}"'.encode()
+def _checkpoint_problem(path: str) -> str | None:
+    """Why there is no newer checkpoint, where the last one that was due in this attempt has failed."""
+    found = _last_metric(path, metrics.CHECKPOINT, metrics.CHECKPOINT_FAILED)
+    if found is None or found["kind"] == metrics.CHECKPOINT:
+        return None
+    return f"checkpoint {found.get('step')} failed: {found.get('error')}"
+
+
+def _last_metric(path: str, *kinds: str) -> dict[str, Any] | None:
+    """The last line of these kinds. Any script may write there: what is no such line is passed over."""
+    quoted = [f'"{kind}"'.encode() for kind in kinds]
     for line in tail.lines_backwards(path):
-        if quoted not in line:
+        if not any(kind in line for kind in quoted):
             continue
         try:
             found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and found.get("kind") == kind:
+        if isinstance(found, dict) and found.get("kind") in kinds:
             return found
     return None

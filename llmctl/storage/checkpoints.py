@@ -6,18 +6,18 @@ the controller looks at checkpoints by the same functions as the ranks that writ
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, cast
 
 from llmctl.errors import IntegrityError, NotFoundError
 from llmctl.storage.files import Store, StoreFile, open_store
-from llmctl.storage.hashing import check, damaged_ranges, digest_stream
+from llmctl.storage.findings import Finding, Progress, damages
 from llmctl.storage.uris import join
 from llmctl.wire import codec
 from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest, FileEntry, checkpoint_name
@@ -25,13 +25,10 @@ from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest, FileEntry, 
 STAGE = "checkpoint"
 
 PARALLEL = 8
-"""Requests under way at once while markers or files are read."""
+"""Requests under way at once while markers are read or files fetched."""
 
 _IN_STEP = re.compile(r"step-(\d{8})/(.+)", re.S)
 _WRITING = re.compile(r"\.tmp-step-(\d{8})-(.+)-(\d+)\.part")
-
-Progress = Callable[[int], None]
-"""Called with the bytes that were just read, from several threads."""
 
 
 class State(str, enum.Enum):  # noqa: UP042 - hosts may have Python 3.10
@@ -61,15 +58,6 @@ class Checkpoint:
     at: float
     manifest: CheckpointManifest | None = None
     problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """A file that is not what was saved; `ranges`: the [start, end) bytes that differ, in whole MiB."""
-
-    path: str
-    problem: str
-    ranges: tuple[tuple[int, int], ...] = ()
 
 
 class Listing:
@@ -125,20 +113,17 @@ def read_marker(store: Store, step: int) -> CheckpointManifest:
 def findings(
     store: Store, folder: str, manifest: CheckpointManifest, progress: Progress | None = None
 ) -> list[Finding]:
-    """Read every file of a checkpoint, several at once, and list all that differ from the marker.
+    """Read every file of a checkpoint and list all that differ from the marker; see `damages`.
 
     Args:
         folder: the checkpoint below the store; empty where the store is the checkpoint.
-
-    Raises:
-        TransferError, DeadlineError: the store can't be read, which says nothing about the files.
     """
+    return damages(store, entries_below(folder, manifest), progress)
 
-    def look(entry: FileEntry) -> Finding | None:
-        return _look(store, _below(folder, entry.path), entry, progress)
 
-    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="verify") as pool:
-        return [found for found in pool.map(look, manifest.files) if found is not None]
+def entries_below(folder: str, manifest: CheckpointManifest) -> list[FileEntry]:
+    """A checkpoint's files with their paths below the store."""
+    return [dataclasses.replace(entry, path=_below(folder, entry.path)) for entry in manifest.files]
 
 
 def verify_files(store: Store, folder: str, manifest: CheckpointManifest) -> None:
@@ -210,9 +195,23 @@ def _read_marker(store: Store, folder: str) -> CheckpointManifest:
 
 
 def _judge(store: Store, folder: str, step: int | None, files: Sequence[StoreFile]) -> Checkpoint:
-    """`step`: what the folder's name says, None where it says nothing."""
-    sizes = {file.path: file.size for file in files}
-    marker = sizes.pop(COMMIT_MARKER, None)
+    marker = None
+    if any(file.path == COMMIT_MARKER for file in files):
+        # Gone since the listing: it is being removed.
+        with contextlib.suppress(NotFoundError):
+            marker = store.read_bytes(_below(folder, COMMIT_MARKER))
+    return judged(folder, step, files, marker)
+
+
+def judged(folder: str, step: int | None, files: Sequence[StoreFile], marker: bytes | None) -> Checkpoint:
+    """What a folder is, by the files in it and what its marker says.
+
+    Args:
+        step: what the folder's name says, None where it says nothing.
+        files: paths relative to the folder.
+        marker: the text of COMMIT.json; None: there is none.
+    """
+    sizes = {file.path: file.size for file in files if file.path != COMMIT_MARKER}
     found = Checkpoint(
         step=step or 0,
         folder=folder,
@@ -225,9 +224,7 @@ def _judge(store: Store, folder: str, step: int | None, files: Sequence[StoreFil
     if marker is None:
         return found
     try:
-        manifest = _read_marker(store, folder)
-    except NotFoundError:  # removed since the listing
-        return found
+        manifest = codec.loads(CheckpointManifest, marker)
     except IntegrityError as error:
         return dataclasses.replace(found, state=State.DAMAGED, problem=f"{COMMIT_MARKER}: {error.message}")
     problem = _problem(manifest, step, sizes)
@@ -275,30 +272,3 @@ def _being_written(store: Store) -> list[Checkpoint]:
             )
         )
     return found
-
-
-def _look(store: Store, path: str, entry: FileEntry, progress: Progress | None) -> Finding | None:
-    try:
-        with store.open_read(path) as stream:
-            told = cast(BinaryIO, _Counted(stream, progress)) if progress else stream
-            found = digest_stream(told).entry(entry.path)
-        check(store.where(path), entry, found)
-    except NotFoundError as error:
-        return Finding(path=path, problem=error.message)
-    except IntegrityError as error:
-        ranges = damaged_ranges(entry, found) if found.size == entry.size else []
-        return Finding(path=path, problem=error.message, ranges=tuple(ranges))
-    return None
-
-
-class _Counted:
-    """A stream that tells how much was read from it."""
-
-    def __init__(self, stream: BinaryIO, progress: Progress) -> None:
-        self._stream = stream
-        self._progress = progress
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        self._progress(len(data))
-        return data

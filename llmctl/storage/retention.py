@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmctl.errors import IntegrityError
-from llmctl.storage.checkpoints import STAGE, Checkpoint, Finding, Listing, State, findings, remove
+from llmctl.storage.checkpoints import STAGE, Checkpoint, Listing, State, findings, remove
 from llmctl.storage.files import Store
+from llmctl.storage.findings import Finding
 from llmctl.wire.manifests import checkpoint_name
 
 Verify = Callable[[Checkpoint], list[Finding]]
@@ -61,7 +62,7 @@ def plan(found: Sequence[Checkpoint], retention: Retention, *, unfinished_before
 
     A damaged checkpoint counts for nothing. One that is newer than every good one stays, because it may be
     all that there is of those steps. An unfinished one goes when nothing of it changed since
-    `unfinished_before` (POSIX time): its writer is dead.
+    `unfinished_before` (POSIX time): its writer is dead. Where the store tells no times, it stays.
     """
     good = [one for one in found if one.state is State.COMMITTED]
     stay = good[-max(1, retention.keep) :]
@@ -72,7 +73,7 @@ def plan(found: Sequence[Checkpoint], retention: Retention, *, unfinished_before
         for one in found
         if (one.state is State.COMMITTED and one not in stay)
         or (one.state is State.DAMAGED and one.step < newest)
-        or (one.state is State.UNFINISHED and one.at < unfinished_before)
+        or (one.state is State.UNFINISHED and 0 < one.at < unfinished_before)
     ]
     damaged = [one for one in reversed(found) if one.state is State.DAMAGED]
     return Pruning(stay=tuple(stay), go=tuple(go), damaged=tuple(damaged))

@@ -112,6 +112,7 @@ class NodeStatus:
         failure: the first rank of this host that ended badly, with the last lines of its log.
         metrics: the last step line of metrics.jsonl (wire/metrics.py); only on rank 0's host.
         checkpoint_step: the last committed step that the metrics name.
+        checkpoint_problem: why the checkpoint after it failed; None: it did not.
     """
 
     spec: NodeSpec
@@ -124,6 +125,7 @@ class NodeStatus:
     failure_log: tuple[str, ...] = ()
     metrics: Optional[dict[str, Any]] = None
     checkpoint_step: Optional[int] = None
+    checkpoint_problem: Optional[str] = None
     last_event: Optional[Event] = None
 
 

@@ -205,6 +205,7 @@ def _marker_template(
             "vocab_size": corpus.vocab_size,
             "eos": corpus.eos,
             "tokens": corpus.tokens,
+            "parameters": count_parameters(config),
             "mix": encode(spec.data_mix),
         },
     )

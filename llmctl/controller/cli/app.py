@@ -14,6 +14,7 @@ import typer
 from llmctl import __version__, errors
 from llmctl.controller.cli import (
     attach,
+    ckpt,
     configcmd,
     data,
     demo,
@@ -74,7 +75,7 @@ def root(
     """
 
 
-for verb in (init, demo, train, status, logs, wait, attach, stop, pull, hosts, data, configcmd):
+for verb in (init, demo, train, status, logs, wait, attach, stop, pull, hosts, data, ckpt, configcmd):
     verb.register(app)
 
 

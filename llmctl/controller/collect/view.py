@@ -87,6 +87,7 @@ class RunView:
     tokens_per_s: float | None = None
     eta_s: float | None = None
     checkpoint_step: int | None = None
+    checkpoint_problem: str | None = None
     note: str = ""
     failures: tuple[Failure, ...] = ()
 
@@ -137,7 +138,8 @@ def merge(run_id: str, answers: Mapping[str, Answer], now: float) -> RunView:
         nodes=nodes,
         took_s=_took(spec, current) if state.ended else None,
         checkpoint_step=_checkpoint(current),
-        note=_note(nodes, failures if state is RunState.FAILED else ()),
+        checkpoint_problem=_checkpoint_problem(current),
+        note=_note(nodes, failures if state is RunState.FAILED else (), _checkpoint_problem(current)),
         failures=failures if state is RunState.FAILED else (),
         **_progress(spec, _metrics(current), ended=state.ended),
     )
@@ -257,6 +259,11 @@ def _checkpoint(answers: Mapping[str, Answer]) -> int | None:
     return max((step for step in steps if step is not None), default=None)
 
 
+def _checkpoint_problem(answers: Mapping[str, Answer]) -> str | None:
+    found = [a.status.checkpoint_problem for a in answers.values() if a.status]
+    return next((problem for problem in found if problem), None)
+
+
 def _eta(metrics: Mapping[str, object], total: int | None) -> float | None:
     """Seconds to the last step at the pace of the last one."""
     tokens, speed = _float(metrics.get("tokens")), _float(metrics.get("tokens_per_s"))
@@ -266,7 +273,7 @@ def _eta(metrics: Mapping[str, object], total: int | None) -> float | None:
     return max(0, total - step) * tokens / speed
 
 
-def _note(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...]) -> str:
+def _note(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...], checkpoint: str | None) -> str:
     if failures:
         first = failures[0]
         return f"{first.reason} on {first.host}"
@@ -274,7 +281,7 @@ def _note(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...]) -> str:
     if lost:
         more = f" (+{len(lost) - 1} more)" if len(lost) > 1 else ""
         return f"{lost[0].host}: {lost[0].error}{more}"
-    return ""
+    return checkpoint or ""
 
 
 def _int(value: object) -> int | None:

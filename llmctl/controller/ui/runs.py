@@ -29,6 +29,8 @@ LAST_WORDS = 6
 def detail(view: RunView) -> RenderableType:
     """One run in full: where it stands, each host, the first failure."""
     parts: list[RenderableType] = [Text.assemble(*_headline(view)), _nodes_table(view)]
+    if view.checkpoint_problem:
+        parts.append(Text(plain(view.checkpoint_problem), style="yellow"))
     if view.failures:
         parts.append(Text("\n".join(failure_lines(view))))
     return Group(*parts)

@@ -68,11 +68,7 @@ class TrainingView:
         if kind == metrics.STEP:
             self._step(line)
         elif kind == metrics.CHECKPOINT:
-            self._print(
-                f"checkpoint {line.get('step')} committed ({size(line.get('bytes'))}, "
-                f"stalled {line.get('stalled_s', 0):.2f} s)",
-                "green",
-            )
+            self._print(_committed(line), "green")
         elif kind == metrics.NOTE:
             self._print(str(line.get("text", "")), "yellow")
 
@@ -167,6 +163,14 @@ def summary(line: dict[str, Any], total: int | None) -> str:
     if (line.get("data_wait") or 0) >= 0.005:
         parts.append(f"data wait {line['data_wait']:.1%}")
     return "  ".join(parts)
+
+
+def _committed(line: dict[str, Any]) -> str:
+    """`checkpoint 400 committed (1.1 GB, stalled 0.18 s, took 4.2 s)`."""
+    took = line.get("took_s")
+    beside = "" if took is None else f", took {took:.1f} s"
+    stalled = f"stalled {line.get('stalled_s', 0):.2f} s"
+    return f"checkpoint {line.get('step')} committed ({size(line.get('bytes'))}, {stalled}{beside})"
 
 
 def _eta(line: dict[str, Any], total: int | None) -> float | None:

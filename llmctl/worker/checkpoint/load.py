@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from llmctl.errors import ConfigError, IntegrityError
 from llmctl.storage.cache import fetch
-from llmctl.storage.checkpoints import PARALLEL, committed_steps, read_marker, verify_files
+from llmctl.storage.checkpoints import PARALLEL, committed_steps, entries_below, read_marker, verify_files
 from llmctl.wire.manifests import CheckpointManifest, checkpoint_name
 from llmctl.worker.checkpoint.place import Place
 from llmctl.worker.checkpoint.state import random_tensors, set_random_state
@@ -89,7 +88,7 @@ def _check_files(place: Place, found: Found) -> None:
         if not place.uploads:
             verify_files(place.store, name, found.manifest)
             return
-        remote = [dataclasses.replace(entry, path=f"{name}/{entry.path}") for entry in found.manifest.files]
+        remote = entries_below(name, found.manifest)
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="fetch") as pool:
             fetched = pool.map(lambda one: fetch(place.store, one, Path(place.desk.where(one.path))), remote)
             list(fetched)
