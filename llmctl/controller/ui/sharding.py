@@ -30,6 +30,9 @@ class ShardProgress(Protocol):
     @property
     def tokens(self) -> int: ...
 
+    @property
+    def shards(self) -> int: ...
+
 
 class ShardingBar:
     """A context manager; `update` is the progress callback."""
@@ -41,7 +44,7 @@ class ShardingBar:
                 BarColumn(bar_width=24),
                 DownloadColumn(),
                 TransferSpeedColumn(),
-                TextColumn("{task.fields[tokens]} tokens"),
+                TextColumn("{task.fields[made]}"),
                 TimeRemainingColumn(),
                 console=screen.err,
                 transient=True,
@@ -49,7 +52,7 @@ class ShardingBar:
             if screen.live
             else None
         )
-        self._task = self._bar.add_task("shard", tokens="0") if self._bar else None
+        self._task = self._bar.add_task("shard", made="") if self._bar else None
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -71,5 +74,5 @@ class ShardingBar:
                 self._task,
                 completed=progress.bytes_done,
                 total=progress.bytes_total,
-                tokens=rate(progress.tokens),
+                made=f"{rate(progress.tokens)} tokens" if progress.tokens else f"{progress.shards} shards",
             )

@@ -83,21 +83,21 @@ def _totals(manifest: ShardManifest) -> Iterator[Finding]:
 def _tokens(store: Store, manifest: ShardManifest, progress: Progress) -> Iterator[Finding]:
     """The shards one after the other: a document that goes on in the next one needs both."""
     _need_numpy()
-    ended = True
+    ended: bool | None = True
     for shard in manifest.shards:
         walk = _ShardWalk(store, manifest, shard, progress)
         yield from walk.findings(ended)
         ended = walk.ended
-    if not ended:
+    if ended is False:
         last = manifest.shards[-1].bin.path
         yield Finding(path=last, problem=f"{store.where(last)}: the last document has no end token")
 
 
 class _ShardWalk:
-    """One shard read once, in pieces; `ended`: its last token ends a document."""
+    """One shard read once, in pieces; `ended`: its last token ends a document, None: it was not read."""
 
     def __init__(self, store: Store, manifest: ShardManifest, shard: ShardEntry, progress: Progress) -> None:
-        self.ended = True
+        self.ended: bool | None = None
         self._store = store
         self._shard = shard
         self._manifest = manifest
@@ -105,7 +105,7 @@ class _ShardWalk:
         self._is_bytes = manifest.tokenizer == BYTES
         self._limit = max(manifest.vocab_size, manifest.eos + 1)
 
-    def findings(self, ended: bool) -> Iterator[Finding]:
+    def findings(self, ended: bool | None) -> Iterator[Finding]:
         """What is wrong here; `ended`: the shard before ends a document, so one begins here."""
         try:
             starts = self._starts()
@@ -125,7 +125,7 @@ class _ShardWalk:
         self._progress(len(raw))
         return np.frombuffer(raw[: len(raw) // 8 * 8], dtype="<u8").astype(np.int64)
 
-    def _index_findings(self, starts: NDArray[Any], ended: bool) -> Iterator[Finding]:
+    def _index_findings(self, starts: NDArray[Any], ended: bool | None) -> Iterator[Finding]:
         path = self._shard.idx.path
         where = self._store.where(path)
         if len(starts) != self._shard.documents or self._shard.idx.size != 8 * len(starts):
@@ -137,7 +137,7 @@ class _ShardWalk:
         if len(starts) and not 0 <= int(starts.min()) <= int(starts.max()) < self._shard.tokens:
             yield Finding(path=path, problem=f"{where}: a document begins outside the shard")
         begins = bool(len(starts) and starts[0] == 0)
-        if begins and not ended:
+        if begins and ended is False:
             yield Finding(path=path, problem=f"{where}: a document begins inside the shard before's last one")
         # A text may hold a tokenizer file's end token itself, as words; only bytes can't.
         if ended and not begins and (self._shard is self._manifest.shards[0] or self._is_bytes):
@@ -227,7 +227,7 @@ def _keys(store: Store, shard: TarShard, progress: Progress) -> tuple[list[str],
             if not keys or keys[-1] != name:
                 keys.append(name)
             members += 1
-            tar.members = []  # remembered for random access only
+            tar.members = []  # type: ignore[attr-defined]
     return keys, members
 
 

@@ -17,6 +17,7 @@ from llmctl.storage.corpus.dataset import Manifest, files_of, read_dataset
 from llmctl.storage.corpus.journal import INPUT, PROGRESS, Begun, InputRecord, Journal, TarJournal
 from llmctl.storage.faults import explained
 from llmctl.storage.files import Store
+from llmctl.storage.findings import damages
 from llmctl.storage.locks import locked
 from llmctl.wire import codec
 from llmctl.wire.manifests import SHARD_MANIFEST
@@ -70,7 +71,8 @@ def finished(store: Store, wanted: str, *, overwrite: bool) -> Manifest | None:
         return None
     if journals.recorded_input(store) == wanted:
         manifest = read_dataset(store)
-        if _complete(store, manifest):
+        # Sizes tell whether a file is missing; who asks to overwrite may know of a damaged one.
+        if _complete(store, manifest) and not (overwrite and damages(store, files_of(manifest))):
             return manifest
     elif not overwrite:
         raise ConfigError(
