@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 from llmctl.errors import DeadlineError, LlmctlError
@@ -66,9 +67,17 @@ class Budget:
         Raises:
             AbandonedError: nobody waits for this call any more.
         """
+        self.check()
+        self._last = time.monotonic()
+
+    def check(self) -> None:
+        """Nothing moved, but is somebody still waiting?
+
+        Raises:
+            AbandonedError: no.
+        """
         if self._abandoned:
             raise AbandonedError("given up at its deadline")
-        self._last = time.monotonic()
 
     def on_abandon(self, cancel: Callable[[], object]) -> None:
         """What to call when the caller gives up."""
@@ -89,6 +98,16 @@ def budget() -> Budget:
     """That of the call that this thread works for; outside of one, a minute."""
     found: Budget | None = getattr(_own, "budget", None)
     return found or Budget(60.0, 60.0)
+
+
+@contextmanager
+def working_for(own: Budget) -> Iterator[None]:
+    """This thread takes part in the call of that budget."""
+    _own.budget = own
+    try:
+        yield
+    finally:
+        del _own.budget
 
 
 def call(
@@ -170,8 +189,8 @@ def _late(action: str, where: str, limit_s: float, last: LlmctlError | None = No
 
 
 def _run(future: Future[T], function: Callable[[], T], own: Budget) -> None:
-    _own.budget = own
     try:
-        future.set_result(function())
+        with working_for(own):
+            future.set_result(function())
     except BaseException as error:  # noqa: BLE001 - carried over to the waiting thread
         future.set_exception(error)

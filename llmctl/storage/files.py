@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from llmctl.storage.uris import is_local, local_path, refuse_credentials
+from llmctl.wire.manifests import FileEntry
 
 DEADLINE_S = 60.0
 """How long one call to a remote store may take, beside the time that its bytes need."""
@@ -75,11 +76,18 @@ class Store(Protocol):
     def write_bytes(self, path: str, data: bytes) -> None:
         """Create or replace a file, in one step for every reader."""
 
-    def put_file(self, local: Path, path: str) -> None:
-        """Copy a local file in; create or replace, in one step for every reader."""
+    def put_file(self, local: Path, path: str) -> FileEntry:
+        """Copy a local file in; create or replace, in one step for every reader.
 
-    def get_file(self, path: str, local: Path) -> None:
-        """Copy a file out to `local`, written beside and renamed."""
+        The store's bytes were checked against those that were read. Returns their fingerprint.
+        """
+
+    def get_file(self, path: str, local: Path, *, expected: FileEntry | None = None) -> FileEntry:
+        """Copy a file out to `local`, written beside and renamed. Returns the fingerprint of what came.
+
+        Raises:
+            IntegrityError: it is not what is `expected`; `local` is as it was.
+        """
 
     def rename(self, old: str, new: str) -> None:
         """Move a file or folder; a file at `new` is replaced."""

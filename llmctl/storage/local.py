@@ -14,7 +14,9 @@ from typing import BinaryIO
 from llmctl.errors import ConfigError, NotFoundError
 from llmctl.storage.faults import STAGE, explained
 from llmctl.storage.files import StoreFile, is_temporary, temporary_name
+from llmctl.storage.hashing import CHUNK, Digest, check
 from llmctl.storage.uris import checked
+from llmctl.wire.manifests import FileEntry
 
 
 class LocalStore:
@@ -60,16 +62,18 @@ class LocalStore:
         with explained("write", self.where(path)):
             _write_beside(io.BytesIO(data), self._path(path))
 
-    def put_file(self, local: Path, path: str) -> None:
+    def put_file(self, local: Path, path: str) -> FileEntry:
         with explained("read", str(local)):
             source = local.open("rb")
         with source, explained("write", self.where(path)):
-            _write_beside(source, self._path(path))
+            return _write_beside(source, self._path(path)).entry(path)
 
-    def get_file(self, path: str, local: Path) -> None:
-        source = self.open_read(path)
-        with source, explained("write", str(local)):
-            _write_beside(source, local)
+    def get_file(self, path: str, local: Path, *, expected: FileEntry | None = None) -> FileEntry:
+        with self.open_read(path) as source, explained("write", str(local)), write_beside(local) as target:
+            found = _copy(source, target).entry(path)
+            if expected is not None:
+                check(self.where(path), expected, found)
+        return found
 
     def rename(self, old: str, new: str) -> None:
         target = self._path(new)
@@ -116,9 +120,17 @@ def write_beside(target: Path) -> Iterator[BinaryIO]:
         beside.unlink(missing_ok=True)
 
 
-def _write_beside(source: BinaryIO, target: Path) -> None:
+def _write_beside(source: BinaryIO, target: Path) -> Digest:
     with write_beside(target) as stream:
-        shutil.copyfileobj(source, stream, 1 << 20)
+        return _copy(source, stream)
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> Digest:
+    digest = Digest()
+    while chunk := source.read(CHUNK):
+        target.write(chunk)
+        digest.update(chunk)
+    return digest
 
 
 def _list(root: Path, top: Path) -> Iterator[StoreFile]:

@@ -14,19 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from llmctl.errors import DeadlineError, NotFoundError, TransferError
+from llmctl.errors import DeadlineError, IntegrityError, NotFoundError, TransferError
 from llmctl.storage.deadline import TRIES, TRIES_UNKNOWN, persist
-from llmctl.storage.drivers.base import Driver, Page
+from llmctl.storage.drivers.base import Driver, Page, Sink
 from llmctl.storage.drivers.connect import connect
 from llmctl.storage.faults import STAGE, explained
 from llmctl.storage.files import StoreFile, is_temporary, temporary_name
+from llmctl.storage.hashing import Digest, check
 from llmctl.storage.local import write_beside
+from llmctl.storage.streams import RANGED, READ_BYTES, Fingerprinted, RangeReader, fetch_ranges
 from llmctl.storage.uris import checked, join, masked
+from llmctl.wire.manifests import FileEntry
 
 T = TypeVar("T")
-
-READ_BYTES = 4 << 20
-"""One ranged read: large enough for the round trip not to matter, small enough to hold many."""
 
 SLOWEST = 1 << 20
 """Bytes per second below which a transfer counts as stalled; added to the deadline by size."""
@@ -86,33 +86,47 @@ class RemoteStore:
 
     def read_bytes(self, path: str) -> bytes:
         # One request, so that a file which is being replaced is read as the old one or as the new one.
-        full, size = self._full(path), self.size(path)
-        data = self._call("read", path, lambda: self._driver.read(full), size)
+        size = self.size(path)
+        data = self._read(path, size, 0, None)
         if len(data) != size and len(data) != self.size(path):
             raise TransferError(f"{self.where(path)}: ended at byte {len(data)} of {size}", stage=STAGE)
         return data
 
     def open_read(self, path: str) -> BinaryIO:
         size = self.size(path)
-        return cast(BinaryIO, io.BufferedReader(_RangeReader(self, path, size), READ_BYTES))
+        return cast(BinaryIO, io.BufferedReader(RangeReader(self, path, size), READ_BYTES))
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes `start` to `end` of a file, in one request."""
-        full = self._full(path)
-        return self._call("read", path, lambda: self._driver.read_range(full, start, end), end - start)
+        return self._read(path, end - start, start, end)
 
     def write_bytes(self, path: str, data: bytes) -> None:
         self._put(path, len(data), lambda: io.BytesIO(data))
 
-    def put_file(self, local: Path, path: str) -> None:
+    def put_file(self, local: Path, path: str) -> FileEntry:
         with explained("read", str(local)):
             size = local.stat().st_size
-        self._put(path, size, lambda: local.open("rb"))
+        return self._put(path, size, lambda: local.open("rb"))
 
-    def get_file(self, path: str, local: Path) -> None:
-        with self.open_read(path) as source, explained("write", str(local)), write_beside(local) as target:
-            while chunk := source.read(READ_BYTES):
-                target.write(chunk)
+    def get_file(self, path: str, local: Path, *, expected: FileEntry | None = None) -> FileEntry:
+        size, digest = self.size(path), Digest()
+        with explained("write", str(local)), write_beside(local) as target:
+
+            def take(piece: bytes) -> None:
+                with explained("write", str(local)):  # a full disk here is no fault of the store
+                    target.write(piece)
+                digest.update(piece)
+
+            if size > RANGED:
+                fetch_ranges(partial(self._fetch, path), size, target.fileno(), digest)
+            else:
+                self._fetch(path, 0, size, take)
+            found = digest.entry(path)
+            if found.size != size:
+                raise TransferError(f"{self.where(path)}: ended at byte {found.size} of {size}", stage=STAGE)
+            if expected is not None:
+                check(self.where(path), expected, found)
+        return found
 
     def rename(self, old: str, new: str) -> None:
         source, target = self._full(old), self._full(new)
@@ -147,22 +161,75 @@ class RemoteStore:
                 removed.append(file.path)
         return tuple(sorted(removed))
 
-    def _put(self, path: str, size: int, opened: Callable[[], BinaryIO]) -> None:
+    def _read(self, path: str, size: int, start: int, end: int | None) -> bytes:
+        full = self._full(path)
+
+        def read() -> bytes:
+            parts: list[bytes] = []
+            self._driver.read(full, parts.append, start, end)
+            return b"".join(parts)
+
+        return self._call("read", path, read, size)
+
+    def _fetch(self, path: str, start: int, end: int, sink: Sink) -> None:
+        """Bytes `start` to `end` into `sink`; a try after a failure goes on where the one before ended."""
+        full, at = self._full(path), start
+
+        def take(piece: bytes) -> None:
+            nonlocal at
+            sink(piece)
+            at += len(piece)
+
+        if end > start:
+            self._call("read", path, lambda: self._driver.read(full, take, at, end), end - start)
+        if at != end:
+            raise TransferError(f"{self.where(path)}: ended at byte {at} of {end}", stage=STAGE)
+
+    def _put(self, path: str, size: int, opened: Callable[[], BinaryIO]) -> FileEntry:
         """Write under a temporary name and rename, or straight where an object appears whole by itself."""
         final = self._full(path)
         self._make_parent(path)
         if not self._driver.renames:
-            self._call("write", path, lambda: self._driver.write(final, opened, size), size)
+            try:
+                sent = self._send(path, final, size, opened)
+            except IntegrityError:
+                self._discard(path, final)  # wrong bytes under the right name are worse than none
+                raise
         else:
             beside = posixpath.join(posixpath.dirname(final), temporary_name(posixpath.basename(final)))
             try:
-                self._call("write", path, lambda: self._driver.write(beside, opened, size), size)
-                self._check_size(path, beside, size)
+                sent = self._send(path, beside, size, opened)
                 self._replace("write", path, beside, final)
             except BaseException:
                 self._discard(path, beside)
                 raise
-        self._check_size(path, final, size)
+            self._check_size(path, final, size)
+        return sent
+
+    def _send(self, path: str, full: str, size: int, opened: Callable[[], BinaryIO]) -> FileEntry:
+        """Write `full` and make sure that the store has what was read from the stream."""
+
+        def write() -> Digest:
+            digest = Digest()
+            self._driver.write(full, lambda: cast(BinaryIO, Fingerprinted(opened(), digest)), size)
+            return digest
+
+        sent = self._call("write", path, write, size).entry(path)
+        if sent.size != size:
+            raise TransferError(f"{self.where(path)}: the file changed while it was sent", stage=STAGE)
+        self._check_size(path, full, size)
+        if not self._driver.checks:
+            check(self.where(path), sent, self._read_back(path, full, size))
+        return sent
+
+    def _read_back(self, path: str, full: str, size: int) -> FileEntry:
+        def read() -> FileEntry:
+            digest = Digest()
+            if size:
+                self._driver.read(full, digest.update, 0, size)
+            return digest.entry(path)
+
+        return self._call("read back", path, read, size)
 
     def _replace(self, action: str, path: str, source: str, target: str) -> None:
         asked = False
@@ -251,44 +318,3 @@ class RemoteStore:
 
     def _relative(self, name: str) -> str:
         return name.removeprefix(self._root).lstrip("/")
-
-
-class _RangeReader(io.RawIOBase):
-    """A remote file as a seekable raw stream: one ranged read per call, each under the store's deadline."""
-
-    def __init__(self, store: RemoteStore, path: str, size: int) -> None:
-        self._store, self._path, self._size, self._at = store, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readall(self) -> bytes:
-        # The inherited one asks for 8 KiB at a time.
-        parts = []
-        while part := self.read(READ_BYTES):
-            parts.append(part)
-        return b"".join(parts)
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._at + len(buffer), self._size)
-        if end <= self._at:
-            return 0
-        data = self._store.read_range(self._path, self._at, end)
-        if not data:
-            raise TransferError(
-                f"{self._store.where(self._path)}: ended at byte {self._at} of {self._size}", stage=STAGE
-            )
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

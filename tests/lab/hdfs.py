@@ -74,6 +74,7 @@ class Hdfs:
     Attributes:
         rpc, web: `127.0.0.1:PORT` of hdfs:// and webhdfs:// URLs.
         conf: folder of core-site.xml and hdfs-site.xml, for HADOOP_CONF_DIR.
+        data_port: where clients reach the DataNode: at 127.0.0.1, as the NameNode sees it connect from there.
         namenode, datanode: to be killed, frozen and started again.
     """
 
@@ -82,18 +83,20 @@ class Hdfs:
     rpc: str
     web: str
     datanode_web: str
+    data_port: int
     namenode: Daemon
     datanode: Daemon
 
     @classmethod
-    def up(cls) -> AbstractContextManager[Hdfs]:
-        return started(cls._up)
+    def up(cls, *, data_host: str = "127.0.0.1") -> AbstractContextManager[Hdfs]:
+        """Servers on loopback; `data_host`: another address of it lets a proxy take the DataNode's place."""
+        return started(lambda: cls._up(data_host))
 
     @classmethod
     @contextmanager
-    def _up(cls) -> Iterator[Hdfs]:
+    def _up(cls, data_host: str) -> Iterator[Hdfs]:
         folder = Path(tempfile.mkdtemp(prefix="llmctl-hdfs-"))
-        hdfs = _prepare(folder)
+        hdfs = _prepare(folder, data_host)
         try:
             argv = [*_java(hdfs.conf), _NAMENODE, "-format", "-nonInteractive"]
             run(argv, clean_environment(), START_S)
@@ -189,8 +192,9 @@ def _java(conf: Path) -> list[str]:
     return ["java", *quick, *opens, "-cp", f"{conf}:{jars()}/*"]
 
 
-def _prepare(folder: Path) -> Hdfs:
-    rpc, web, data, data_web, data_ipc = (f"127.0.0.1:{port}" for port in free_ports(5))
+def _prepare(folder: Path, data_host: str) -> Hdfs:
+    data_port, *ports = free_ports(5)
+    rpc, web, data_web, data_ipc = (f"127.0.0.1:{port}" for port in ports)
     conf = folder / "conf"
     for name in ("hdfs", "datanode"):  # the jars hold no web applications: empty ones will do
         (conf / "webapps" / name / "WEB-INF").mkdir(parents=True)
@@ -210,7 +214,7 @@ def _prepare(folder: Path) -> Hdfs:
             "dfs.namenode.http-address": web,
             "dfs.namenode.name.dir": f"file://{folder}/nn",
             "dfs.datanode.data.dir": f"file://{folder}/dn",
-            "dfs.datanode.address": data,
+            "dfs.datanode.address": f"{data_host}:{data_port}",
             "dfs.datanode.http.address": data_web,
             "dfs.datanode.ipc.address": data_ipc,
             "dfs.datanode.hostname": "127.0.0.1",  # in WebHDFS redirects
@@ -236,6 +240,7 @@ def _prepare(folder: Path) -> Hdfs:
         rpc=rpc,
         web=web,
         datanode_web=data_web,
+        data_port=data_port,
         namenode=daemon("namenode", _NAMENODE),
         datanode=daemon("datanode", _DATANODE),
     )

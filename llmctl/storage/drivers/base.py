@@ -15,6 +15,9 @@ from llmctl.storage.files import StoreFile
 CHUNK = 4 << 20
 """Bytes handed to a client at once."""
 
+Sink = Callable[[bytes], object]
+"""Takes the next bytes of a file; what it raises ends the read."""
+
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -31,9 +34,12 @@ class Driver(Protocol):
 
     Attributes:
         renames: `replace` is one step for a reader. Else `write` is: the object appears whole at its end.
+        checks: a checksum travels with each byte of `write`, and the store refuses bytes that don't fit.
+            Else what was written is to be read back.
     """
 
     renames: bool
+    checks: bool
 
     def info(self, path: str) -> StoreFile:
         """Size and version of a file; for a folder FileNotFoundError or IsADirectoryError."""
@@ -44,14 +50,11 @@ class Driver(Protocol):
     def page(self, folder: str, at: Any) -> Page:
         """Files below `folder`, any depth, from `at` (None: the start); a missing folder is an empty one."""
 
-    def read(self, path: str) -> bytes:
-        """One whole file, as it was at one moment."""
-
-    def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes `start` to `end`."""
+    def read(self, path: str, sink: Sink, start: int = 0, end: int | None = None) -> None:
+        """Bytes `start` to `end` (None: all that is left), in order, as the file was at one moment."""
 
     def write(self, path: str, opened: Callable[[], BinaryIO], size: int) -> None:
-        """Create or replace a file from a stream of `size` bytes."""
+        """Create or replace a file from a stream of `size` bytes, read once and in order."""
 
     def replace(self, source: str, target: str) -> None:
         """Move a file; one at `target` is replaced."""
@@ -81,6 +84,8 @@ class Driver(Protocol):
 class FsspecDriver:
     """Any fsspec file system by its public calls only: memory, sftp, smb and whatever is installed."""
 
+    checks = False
+
     def __init__(self, fs: Any, renames: bool) -> None:
         self.renames = renames
         self._fs = fs
@@ -106,11 +111,14 @@ class FsspecDriver:
             found = {}
         return Page(files=[_store_file(name, details) for name, details in found.items()])
 
-    def read(self, path: str) -> bytes:
-        return bytes(self._fs.cat_file(path))
-
-    def read_range(self, path: str, start: int, end: int) -> bytes:
-        return bytes(self._fs.cat_file(path, start=start, end=end))
+    def read(self, path: str, sink: Sink, start: int = 0, end: int | None = None) -> None:
+        if end is None:
+            sink(bytes(self._fs.cat_file(path, start=start or None)))
+            return
+        beat = budget().beat
+        for at in range(start, end, CHUNK):
+            sink(bytes(self._fs.cat_file(path, start=at, end=min(at + CHUNK, end))))
+            beat()
 
     def write(self, path: str, opened: Callable[[], BinaryIO], size: int) -> None:
         with opened() as source:

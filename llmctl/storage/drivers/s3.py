@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
 
 from llmctl.errors import NotFoundError
 from llmctl.storage.deadline import budget
-from llmctl.storage.drivers.base import CHUNK, Page
+from llmctl.storage.drivers.base import Page, Sink
+from llmctl.storage.drivers.parts import send_parts
+from llmctl.storage.drivers.s3bulk import Bulk
 from llmctl.storage.faults import STAGE
 from llmctl.storage.files import StoreFile
 
@@ -25,8 +28,8 @@ T = TypeVar("T")
 PART = 8 << 20
 """Larger files go up in parts of this size (more where 10,000 parts would not do)."""
 
-PARALLEL = 4
-"""Parts under way at once: with PART, the memory that one upload needs."""
+_BROKEN = ("BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout", "IncompleteBody")
+"""What a store calls a body that came in another way than it was sent."""
 
 _MOST_PARTS = 9_000
 _ABORT_S = 5.0
@@ -75,9 +78,11 @@ class S3Driver:
     """A `Driver` over `connect`'s file system; paths are `bucket/key`."""
 
     renames = False
+    checks = True  # the hash of each body is signed with its request
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
+        self._bulk = Bulk(fs, self._run)
         self._orphans: list[tuple[str, str, str]] = []
 
     def info(self, path: str) -> StoreFile:
@@ -102,24 +107,19 @@ class S3Driver:
         ]
         return Page(files=files, next=listed.get("NextContinuationToken"))
 
-    def read(self, path: str) -> bytes:
-        bucket, key = _split(path)
-        return bytes(self._run(self._get, budget().beat, Bucket=bucket, Key=key))
-
-    def read_range(self, path: str, start: int, end: int) -> bytes:
-        bucket, key = _split(path)
-        part = f"bytes={start}-{end - 1}"
-        return bytes(self._run(self._get, budget().beat, Bucket=bucket, Key=key, Range=part))
+    def read(self, path: str, sink: Sink, start: int = 0, end: int | None = None) -> None:
+        if end is not None and end <= start:
+            return
+        with self._named_bucket(path):
+            self._bulk.get(*_split(path), start, end, sink)
 
     def write(self, path: str, opened: Callable[[], BinaryIO], size: int) -> None:
-        bucket, key = _split(path)
         self._abort_orphans()
-        with opened() as source:
+        with opened() as source, self._named_bucket(path):
             if size <= PART:
-                self._do("put_object", Bucket=bucket, Key=key, Body=source.read())
+                self._bulk.put(*_split(path), source.read())
             else:
-                part = max(PART, -(-size // _MOST_PARTS))
-                self._run(self._upload, budget().beat, bucket, key, source, part)
+                self._upload(*_split(path), source, max(PART, -(-size // _MOST_PARTS)))
 
     def replace(self, source: str, target: str) -> None:
         (bucket, key), (new_bucket, new_key) = _split(source), _split(target)
@@ -182,13 +182,16 @@ class S3Driver:
     def is_passing(self, error: BaseException) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
         from botocore.exceptions import ConnectionError as Unconnected
+        from urllib3.exceptions import HTTPError, SSLError
 
         cause = error.__cause__ or error
         if isinstance(cause, ClientError):
             status = int(cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            return status >= 500 or status in (408, 429)
+            return status >= 500 or status in (408, 429) or cause.response["Error"]["Code"] in _BROKEN
         if isinstance(cause, BotoCoreError):
             return isinstance(cause, (Unconnected, HTTPClientError))
+        if isinstance(error, HTTPError):
+            return not isinstance(error, SSLError)
         if type(cause).__module__.startswith("aiohttp."):
             return True
         return isinstance(cause, (ConnectionError, TimeoutError))
@@ -204,65 +207,41 @@ class S3Driver:
         return future.result()
 
     async def _request(self, method: str, arguments: dict[str, Any]) -> Any:
-        try:
+        with self._named_bucket(arguments["Bucket"]):
             return await self._fs._call_s3(method, **arguments)
+
+    @contextmanager
+    def _named_bucket(self, path: str) -> Iterator[None]:
+        """A missing bucket is told as what it is, not as a missing file."""
+        try:
+            yield
         except FileNotFoundError as error:
             response = getattr(error.__cause__, "response", {})
             if response.get("Error", {}).get("Code") == "NoSuchBucket":
-                name = arguments["Bucket"]
+                name = _split(path)[0]
                 raise NotFoundError(f"s3://{name}: no such bucket", stage=STAGE) from error
             raise
 
-    async def _get(self, beat: Callable[[], None], **arguments: Any) -> bytes:
-        answer = await self._request("get_object", arguments)
-        parts = []
-        async with answer["Body"] as body:
-            while part := await body.read(CHUNK):
-                beat()
-                parts.append(part)
-        return b"".join(parts)
-
-    async def _upload(
-        self, beat: Callable[[], None], bucket: str, key: str, source: BinaryIO, part_size: int
-    ) -> None:
+    def _upload(self, bucket: str, key: str, source: BinaryIO, size: int) -> None:
         """All parts, a few at a time, then the one request that makes the object appear."""
         target = {"Bucket": bucket, "Key": key}
-        begun = await self._request("create_multipart_upload", target)
-        target["UploadId"] = begun["UploadId"]
+        target["UploadId"] = self._do("create_multipart_upload", **target)["UploadId"]
+        orphan = (bucket, key, target["UploadId"])
         try:
-            parts = await self._send_parts(beat, target, source, part_size)
-            await self._request("complete_multipart_upload", {**target, "MultipartUpload": {"Parts": parts}})
+            parts = send_parts(self._sender(*orphan), source, size)
+            self._do("complete_multipart_upload", **target, MultipartUpload={"Parts": parts})
         except BaseException:
-            orphan = (bucket, key, begun["UploadId"])
             self._orphans.append(orphan)
-            # Not awaited: a store that just stalled may stall again, and the caller has a deadline.
-            self._aborting = asyncio.ensure_future(self._abort_orphan(orphan))
+            # Not waited for: a store that just stalled may stall again, and the caller has a deadline.
+            asyncio.run_coroutine_threadsafe(self._abort_orphan(orphan), self._fs.loop)
             raise
 
-    async def _send_parts(
-        self, beat: Callable[[], None], target: dict[str, str], source: BinaryIO, size: int
-    ) -> list[dict[str, Any]]:
-        async def send(number: int, data: bytes) -> dict[str, Any]:
-            beat()
-            sent = await self._request("upload_part", {**target, "PartNumber": number, "Body": data})
-            beat()
-            return {"PartNumber": number, "ETag": sent["ETag"]}
+    def _sender(self, bucket: str, key: str, upload: str) -> Callable[[int, bytes], dict[str, Any]]:
+        def send(number: int, data: bytes) -> dict[str, Any]:
+            query = {"partNumber": number, "uploadId": upload}
+            return {"PartNumber": number, "ETag": self._bulk.put(bucket, key, data, query)}
 
-        tasks: list[asyncio.Task[dict[str, Any]]] = []
-        free = asyncio.Semaphore(PARALLEL)
-        try:
-            while data := await asyncio.to_thread(source.read, size):
-                await free.acquire()
-                if any(task.done() and task.exception() for task in tasks[-2 * PARALLEL :]):
-                    break  # gathering below raises it
-                task = asyncio.create_task(send(len(tasks) + 1, data))
-                task.add_done_callback(lambda _: free.release())
-                tasks.append(task)
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return send
 
     async def _abort_orphan(self, orphan: tuple[str, str, str]) -> None:
         """Best effort, now; what fails is tried before the next upload, and left to `cleanup` at last."""

@@ -1,0 +1,175 @@
+"""The bytes of S3 objects, by plain HTTP requests of one thread each, signed by botocore.
+
+aiobotocore moves them all through one event loop, with several copies of each byte and the hash of its
+signature on the way: half the speed of what stands here. Everything but the bytes stays with it.
+
+The SHA-256 of every request's body is part of its signature, by http and by https: a store refuses a body
+that is not the one that was sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import urllib3
+from botocore import UNSIGNED
+from botocore.auth import EMPTY_SHA256_HASH, S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import ClientError
+from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
+
+from llmctl.storage.deadline import budget
+from llmctl.storage.drivers.base import Sink
+
+PIECE = 1 << 20
+"""Bytes between two signs of life."""
+
+_CONNECT_S = 5.0
+_SILENT_S = 30.0
+"""How long one connection may get no byte through."""
+
+_TOLD_BYTES = 64 << 10
+
+
+class Bulk:
+    """GET and PUT for the account of one s3fs file system.
+
+    Args:
+        fs: the file system; it knows endpoint, credentials and certificates.
+        wait: runs a coroutine in the file system's loop, and is cancelled with the caller.
+    """
+
+    def __init__(self, fs: Any, wait: Callable[[Callable[..., Coroutine[Any, Any, Any]]], Any]) -> None:
+        self._fs = fs
+        self._wait = wait
+
+    def get(self, bucket: str, key: str, start: int, end: int | None, sink: Sink) -> None:
+        """Bytes `start` to `end` (None: all that is left) into `sink`, as one version of the object."""
+        ranged = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end else {}
+        answer = self._send("GET", bucket, key, ranged)
+        beat = budget().beat
+        try:
+            while piece := answer.read(PIECE):
+                beat()
+                sink(piece)
+        except BaseException:
+            answer.close()  # what is left of the body makes the connection useless
+            raise
+        answer.release_conn()
+
+    def put(self, bucket: str, key: str, data: bytes, query: Mapping[str, Any] | None = None) -> str:
+        """Store `data` as an object, or as the part of one that `query` names; its ETag."""
+        headers = {"Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}
+        answer = self._send("PUT", bucket, key, headers, data, query or {})
+        answer.read()
+        answer.release_conn()
+        return str(answer.headers["ETag"])
+
+    def _send(
+        self,
+        method: str,
+        bucket: str,
+        key: str,
+        headers: dict[str, str],
+        data: bytes | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        url, signed = self._signed(method, bucket, key, headers, data, query)
+        answer = self._pool(url).urlopen(
+            method,
+            url,
+            body=None if data is None else _pieces(data, budget().beat),
+            headers=signed,
+            timeout=urllib3.Timeout(connect=_CONNECT_S, read=max(0.01, min(_SILENT_S, budget().left()))),
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        if answer.status >= 300:
+            told = answer.read(_TOLD_BYTES)
+            answer.close()
+            raise refusal(answer.status, told, f"{method.title()}Object")
+        return answer
+
+    def _signed(
+        self,
+        method: str,
+        bucket: str,
+        key: str,
+        headers: dict[str, str],
+        data: bytes | None,
+        query: Mapping[str, Any] | None,
+    ) -> tuple[str, dict[str, str]]:
+        """URL and headers of a request."""
+
+        async def ask() -> tuple[str, Any, Any]:
+            await self._fs.set_session()
+            client = self._fs._s3
+            # The one way to learn where this account's objects are: its path without the signature.
+            place = await client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key})
+            credentials = client._request_signer._credentials
+            return place, client.meta, credentials and await credentials.get_frozen_credentials()
+
+        place, meta, credentials = self._wait(ask)
+        url = urlunsplit(urlsplit(place)._replace(query=urlencode(query or {})))
+        if meta.config.signature_version is UNSIGNED or credentials is None:
+            return url, headers
+        request = AWSRequest(method, url, headers)
+        request.context["sha256"] = hashlib.sha256(data).hexdigest() if data else EMPTY_SHA256_HASH
+        _Signer(credentials, "s3", meta.region_name).add_auth(request)
+        return url, dict(request.headers.items())
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        session = self._fs.session
+        ca = self._fs.client_kwargs.get("verify") or session.get_config_variable("ca_bundle")
+        proxies = get_environ_proxies(url)
+        return _pool(os.getpid(), get_cert_path(ca or True), proxies.get(urlsplit(url).scheme))
+
+
+class _Signer(S3SigV4Auth):  # type: ignore[misc]
+    """Takes the body's hash as it was computed in the thread that sends it."""
+
+    def payload(self, request: AWSRequest) -> str:
+        return str(request.context["sha256"])
+
+
+@cache
+def _pool(_pid: int, ca: str, proxy: str | None) -> urllib3.PoolManager:
+    # blocksize: what goes to the socket at once.
+    options: dict[str, Any] = {
+        "maxsize": 64,
+        "ca_certs": ca,
+        "cert_reqs": "CERT_REQUIRED",
+        "blocksize": PIECE,
+    }
+    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+
+
+def _pieces(data: bytes, beat: Callable[[], None]) -> Iterator[memoryview]:
+    view = memoryview(data)
+    for at in range(0, len(view), PIECE):
+        beat()
+        yield view[at : at + PIECE]
+
+
+def refusal(status: int, told: bytes, operation: str) -> Exception:
+    """What s3fs raises for an answer of that status with that XML."""
+    from s3fs.errors import translate_boto_error
+
+    error = {"Code": str(status), "Message": ""}
+    with suppress(ET.ParseError):
+        for node in ET.fromstring(told):  # noqa: S314 - of the store that we trust with the data
+            if node.tag.rsplit("}", 1)[-1] in error:
+                error[node.tag.rsplit("}", 1)[-1]] = node.text or ""
+    response = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": status}}
+    translated: Exception = translate_boto_error(ClientError(response, operation))
+    return translated
