@@ -61,7 +61,8 @@ def look(config: RunConfig, environ: Mapping[str, str]) -> Seen:
             corpora[uri] = read_manifest(open_store(uri, deadline_s=DEADLINE_S))
         except LlmctlError as error:
             if _holds_for_hosts(error, uri, config, environ):
-                raise PreflightError(error.message, hint=error.hint, stage=STAGE) from error
+                hint = error.hint or _account_hint(error, uri, config)
+                raise PreflightError(error.message, hint=hint, stage=STAGE) from error
             notes.append(f"not looked at from here: {error.message}; the hosts will")
     return Seen(corpora=corpora, notes=tuple(notes))
 
@@ -73,6 +74,16 @@ def _holds_for_hosts(error: LlmctlError, uri: str, config: RunConfig, environ: M
     if isinstance(error, NotFoundError):
         return _is_same_place(uri, config, environ)
     return isinstance(error.__cause__, PermissionError) and _is_same_account(uri, config)
+
+
+def _account_hint(error: LlmctlError, uri: str, config: RunConfig) -> str | None:
+    """Where the account came from that was refused."""
+    if not isinstance(error.__cause__, PermissionError):
+        return None
+    scheme = uri.partition("://")[0]
+    if scheme in config.secrets.accounts():
+        return f"the account is `{scheme}` of your stores.yaml: check its key, secret and endpoint"
+    return "the account comes from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in your environment"
 
 
 def _is_same_place(uri: str, config: RunConfig, environ: Mapping[str, str]) -> bool:
