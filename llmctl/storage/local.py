@@ -110,7 +110,7 @@ def write_beside(target: Path) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(temporary_name(target.name))
     try:
-        with beside.open("wb") as stream:
+        with beside.open("w+b") as stream:
             yield stream
             stream.flush()
             # Else a power cut could leave the final name on a file whose blocks never reached the disk.
