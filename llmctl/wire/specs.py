@@ -66,6 +66,7 @@ class NodeSpec:
         secret_names: names whose values came on the agent's stdin; logs and displays mask the values.
         data_uri: the corpus; None where the job has none, or a mixture.
         data_mix: the corpora of a mixture, in the order that counts.
+        cache_bytes: what copies of remote data may take on this host; None: half of what is free.
         checkpoint_uri: store for checkpoints; None: the run directory's `checkpoints/`.
         total_steps: for progress and ETA; None where only the script knows.
         recipe: settings of the built-in recipe; None for the user's own script.
@@ -92,6 +93,7 @@ class NodeSpec:
     lease_s: float = 2.0
     grace_s: float = 20.0
     data_mix: tuple[DataSource, ...] = ()
+    cache_bytes: Optional[int] = None
 
     @property
     def corpora(self) -> tuple[DataSource, ...]:

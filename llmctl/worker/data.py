@@ -38,7 +38,7 @@ def open_corpus(spec: NodeSpec) -> Reader:
             "the job names no data", hint="set data.uri to what `llmctl data shard` made", stage="data"
         )
     cache = os.environ.get(environment.CACHE_DIR) or HostLayout(spec.workdir).cache
-    return open_reader([source.uri for source in spec.corpora], Path(cache))
+    return open_reader([source.uri for source in spec.corpora], Path(cache), spec.cache_bytes)
 
 
 def tokenizer_files(spec: NodeSpec, manifest: ShardManifest) -> dict[str, bytes]:

@@ -130,6 +130,9 @@ class DataSection(Strict):
         default_factory=list,
         description="instead of `uri`: several corpora of one tokenizer; weights are shares of the samples",
     )
+    cache_bytes: int | None = Field(
+        None, ge=1, description="bytes of copies of remote data on a host; else half of its free disk"
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

@@ -171,6 +171,7 @@ def _node(
         secret_names=tuple(sorted(config.secrets)),
         data_uri=corpora[0].uri if len(corpora) == 1 else None,
         data_mix=corpora if len(corpora) > 1 else (),
+        cache_bytes=job.data.cache_bytes if job.data else None,
         checkpoint_uri=job.checkpoint.uri,
         total_steps=recipe.steps if recipe else None,
         recipe=recipe,

@@ -18,13 +18,14 @@ from llmctl.errors import ConfigError, IntegrityError, LlmctlError
 from llmctl.storage.cache import FileCache
 from llmctl.storage.corpus.dataset import ITEM_BYTES, read_manifest
 from llmctl.storage.corpus.mixture import check_alike
-from llmctl.storage.corpus.order import SampleRef, ShardRef
+from llmctl.storage.corpus.order import BLOCK_SHARDS, SampleRef, ShardRef
 from llmctl.storage.faults import explained
 from llmctl.storage.files import open_store
 from llmctl.wire.manifests import ShardManifest
 
-MAPS = 64
-"""Shards mapped at a time: enough for any block order, and a bound for corpora of many thousands."""
+MAPS = 4 * BLOCK_SHARDS
+"""Shards mapped at a time, which also keeps them in the cache: the blocks under way and those that follow,
+of a mixture at both ends of its own block."""
 
 
 class Reader(Protocol):
@@ -60,16 +61,17 @@ class ShardReader:
         uri: folder of the corpus, a path or any fsspec URL.
         cache_dir: where copies of remote shards go and where finished checks are remembered, so that a
             restart does not hash again. A remote corpus needs it.
+        cache_bytes: how much copies may take there; None: half of what they and the free disk have.
     """
 
-    def __init__(self, uri: str, cache_dir: Path | None = None) -> None:
+    def __init__(self, uri: str, cache_dir: Path | None = None, cache_bytes: int | None = None) -> None:
         self._store = open_store(uri)
         if self._store.local_root is None and cache_dir is None:
             raise ConfigError(f"{self._store.uri} is remote: reading it needs a cache folder")
         self.manifest = read_manifest(self._store)
         self.manifests: tuple[ShardManifest, ...] = (self.manifest,)
         self._item = ITEM_BYTES[self.manifest.dtype]
-        self._cache = FileCache(cache_dir)
+        self._cache = FileCache(cache_dir, cache_bytes)
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
         self._lock = threading.Lock()
         self._wanted: queue.SimpleQueue[int | None] | None = None
@@ -115,8 +117,9 @@ class ShardReader:
         return mapped
 
     def _open(self, shard: int) -> mmap.mmap:
-        path = self._cache.verified(self._store, self.manifest.shards[shard].bin)
-        with explained("map", str(path)), path.open("rb") as stream:
+        entry = self.manifest.shards[shard].bin
+        # The map keeps the lock that holds the copy in the cache.
+        with self._cache.open(self._store, entry) as stream, explained("map", self._store.where(entry.path)):
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _fetch_wanted(self, wanted: queue.SimpleQueue[int | None]) -> None:
@@ -132,14 +135,16 @@ class MixtureReader:
 
     Args:
         uris: their folders, in the order of the mixture.
-        cache_dir: as for ShardReader; they share it.
+        cache_dir, cache_bytes: as for ShardReader; they share it.
 
     Raises:
         ConfigError: their tokens mean different things.
     """
 
-    def __init__(self, uris: Sequence[str], cache_dir: Path | None = None) -> None:
-        self._readers = [ShardReader(uri, cache_dir) for uri in uris]
+    def __init__(
+        self, uris: Sequence[str], cache_dir: Path | None = None, cache_bytes: int | None = None
+    ) -> None:
+        self._readers = [ShardReader(uri, cache_dir, cache_bytes) for uri in uris]
         self.manifests = tuple(reader.manifest for reader in self._readers)
         self.manifest = self.manifests[0]
         check_alike(self.manifests, uris)
@@ -159,6 +164,8 @@ class MixtureReader:
             reader.close()
 
 
-def open_reader(uris: Sequence[str], cache_dir: Path | None = None) -> Reader:
+def open_reader(uris: Sequence[str], cache_dir: Path | None = None, cache_bytes: int | None = None) -> Reader:
     """The reader of one corpus or of a mixture; see the classes for arguments and errors."""
-    return ShardReader(uris[0], cache_dir) if len(uris) == 1 else MixtureReader(uris, cache_dir)
+    if len(uris) == 1:
+        return ShardReader(uris[0], cache_dir, cache_bytes)
+    return MixtureReader(uris, cache_dir, cache_bytes)

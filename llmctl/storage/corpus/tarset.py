@@ -43,14 +43,14 @@ class TarSet:
 
     Args:
         uri: its folder, a path or any fsspec URL.
-        cache_dir: as for ShardReader: for verified copies of a remote one, which needs it.
+        cache_dir, cache_bytes: as for ShardReader: verified copies of a remote one, which needs the folder.
 
     Raises:
         ConfigError: token shards lie there, or a cache folder is missing.
         NotFoundError, IntegrityError: no data set, or none that can be read.
     """
 
-    def __init__(self, uri: str, cache_dir: Path | None = None) -> None:
+    def __init__(self, uri: str, cache_dir: Path | None = None, cache_bytes: int | None = None) -> None:
         self._store = open_store(uri)
         if self._store.local_root is None and cache_dir is None:
             raise ConfigError(f"{self._store.uri} is remote: reading it needs a cache folder")
@@ -58,7 +58,7 @@ class TarSet:
         if not isinstance(manifest, TarManifest):
             raise ConfigError(f"{self._store.uri} holds token shards, not tars")
         self.manifest = manifest
-        self._cache = FileCache(cache_dir)
+        self._cache = FileCache(cache_dir, cache_bytes)
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -87,9 +87,12 @@ class TarSet:
 
     def read(self, shard: int, first: int = 0, last: int | None = None) -> Iterator[TarSample]:
         """Samples `first` to `last` of one tar, every byte of which was checked. Raises as `samples`."""
-        path = self._cache.verified(self._store, self.manifest.shards[shard].file)
+        entry = self.manifest.shards[shard].file
         last = self.manifest.shards[shard].samples if last is None else last
-        with explained("read", str(path)), path.open("rb") as stream:
+        with (
+            self._cache.open(self._store, entry) as stream,
+            explained("read", self._store.where(entry.path)),
+        ):
             for number, sample in enumerate(_members(tarfile.TarFile(fileobj=stream), first, last)):
                 yield sample
                 if first + number + 1 == last:
