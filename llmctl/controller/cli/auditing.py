@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,10 @@ def audit_of_run(session: Session, target: str) -> None:
     """
     from llmctl.controller.collect.proof.findings import Verdict
     from llmctl.controller.ui.auditing import audit_document, audit_lines
+    from llmctl.controller.ui.stages import Stages
 
-    audit = _audit(session, target)
+    with Stages(session.screen).stage("audit", target) as shown:
+        audit = _audit(session, target, lambda count: shown.count(count, "samples"))
     if session.json:
         session.screen.document("audit", audit_document(audit))
     else:
@@ -53,14 +56,14 @@ def audit_of_run(session: Session, target: str) -> None:
         raise IntegrityError(f"{audit.name}: the proof is incomplete", hint=hint)
 
 
-def _audit(session: Session, target: str) -> Audit:
+def _audit(session: Session, target: str, progress: Callable[[int], None]) -> Audit:
     from llmctl.controller.collect.audit import audit_folder, audit_run
 
     path = Path(target).expanduser()
     if path.is_dir():
-        return audit_folder(path)
+        return audit_folder(path, progress=progress)
     located = session.locate(target)
     folder = session.cache / JOURNALS / located.run_id
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     connections = session.connect(located.hosts)
-    return audit_run(connections, located.hosts, session.archive, located.run_id, folder)
+    return audit_run(connections, located.hosts, session.archive, located.run_id, folder, progress=progress)

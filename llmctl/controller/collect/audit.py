@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.collect.proof.findings import Finding, Kind, Proof, RankJournal
 from llmctl.controller.collect.proof.prove import prove, verdict
-from llmctl.controller.collect.proof.ranks import Progress
+from llmctl.controller.collect.proof.ranks import Progress, Run
 from llmctl.controller.collect.pull import pull_run
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.pool import Connections
@@ -26,6 +29,8 @@ from llmctl.wire.consumed import CorpusMark, fingerprint, read_journal
 from llmctl.wire.specs import NodeSpec
 
 _JOURNAL = re.compile(r"(?:(?P<host>[^/]+)/)?attempt-(?P<attempt>\d{1,9})/consumed-(?P<rank>\d{1,9})\.jsonl")
+PARALLEL_SAMPLES = 1_000_000
+
 DEADLINE_S = 15.0
 """For a look at the corpus itself, which is not needed for the proof."""
 
@@ -89,7 +94,8 @@ def audit_folder(
     specs = _specs(folder)
     if not journals and not lost:
         raise _without_journals(name, specs)
-    proof = prove(journals, lost=lost, progress=progress)
+    with _runner(journals) as run:
+        proof = prove(journals, lost=lost, run=run, progress=progress)
     marks = proof.stretches[-1].header.corpora if proof.stretches else ()
     findings, notes = compare_corpora(marks)
     last = max((spec.attempt for spec in specs), default=0)
@@ -98,6 +104,18 @@ def audit_folder(
     findings = [*proof.findings, *findings]
     proof = replace(proof, verdict=verdict(proof.stretches, findings), findings=tuple(findings))
     return Audit(name=name, proof=proof, notes=tuple(notes))
+
+
+@contextmanager
+def _runner(journals: Sequence[RankJournal]) -> Iterator[Run]:
+    """`map`; for a long run on all cores. Each sample costs some microseconds."""
+    samples = sum(line.samples for found in journals for line in found.journal.steps)
+    if samples < PARALLEL_SAMPLES:
+        yield map
+        return
+    # Not forked: this process has threads.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        yield pool.map
 
 
 def _without_journals(name: str, specs: Sequence[NodeSpec]) -> NotFoundError:

@@ -21,6 +21,7 @@ class Stage:
         self.text = ""
         self._show = show
         self._bytes = 0
+        self._counted = 0
         self._lock = threading.Lock()
 
     def add_bytes(self, _path: str, count: int) -> None:
@@ -28,6 +29,12 @@ class Stage:
         with self._lock:
             self._bytes += count
             self._show(size(self._bytes))
+
+    def count(self, count: int, what: str) -> None:
+        """The same for things that are no bytes."""
+        with self._lock:
+            self._counted += count
+            self._show(f"{self._counted:,} {what}")
 
 
 class Stages:

@@ -21,7 +21,7 @@ from llmctl.controller.collect.proof.findings import (
     steps,
 )
 from llmctl.controller.collect.proof.lineage import lineage, order_of
-from llmctl.controller.collect.proof.ranks import Progress, check_stretch
+from llmctl.controller.collect.proof.ranks import Progress, Run, check_stretch
 from llmctl.controller.collect.proof.samples import OddSteps
 from llmctl.errors import LlmctlError
 from llmctl.wire.consumed import JournalHeader, shard_tokens
@@ -31,21 +31,22 @@ def prove(
     journals: Iterable[RankJournal],
     *,
     lost: Mapping[str, str] | None = None,
+    run: Run = map,
     progress: Progress | None = None,
 ) -> Proof:
     """Check everything. Never raises: whatever is wrong with a journal is a finding.
 
     Args:
         lost: hosts whose journals could not be fetched, and why.
+        run: how many pieces of independent work are done: `map`, or that of a pool of processes.
     """
     findings: list[Finding] = []
     stretches = lineage(journals, findings)
     odd = OddSteps()
     try:
         for stretch in stretches:
-            order = order_of(stretch.header)
-            findings += check_stretch(stretch, order, lost or {}, progress)
-            odd.collect(stretch, order)
+            odd.collect(stretch, order_of(stretch.header))
+            findings += check_stretch(stretch, lost or {}, run, progress)
         findings += odd.findings(stretches)
         findings += _seams(stretches)
         uses = tuple(_uses(stretches))
