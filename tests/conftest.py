@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests.lab import hdfs as hdfs_lab
 from tests.lab.ceph import Ceph
 from tests.lab.hdfs import Hdfs
 from tests.lab.hosts import Lab, try_up
+
+# A shell that starts the suite with `&` has it ignore Ctrl-C, and every process below would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -48,12 +48,14 @@ class Pushing:
         folder = self.far.path(f"{self.workdir}/code")
         if not folder.exists():
             return []
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and any(p.name.startswith(".new-") for p in folder.iterdir()):
+        deadline = time.monotonic() + 60
+        while True:
+            # One look decides: between two of them the next clone may begin.
+            names = sorted(path.name for path in folder.iterdir())
+            if not any(name.startswith(".new-") for name in names):
+                return [name for name in names if not name.startswith(".spare-")]
+            assert time.monotonic() < deadline, names
             time.sleep(0.05)
-        names = sorted(p.name for p in folder.iterdir())
-        assert not [name for name in names if name.startswith(".new-")]
-        return [name for name in names if not name.startswith(".spare-")]
 
 
 @pytest.fixture(params=KINDS)

@@ -91,7 +91,7 @@ def test_kill_9_of_the_agent_reaches_what_detached(host: AgentHost) -> None:
     helper = int((Path(host.run(RUN).code) / "daemon.pid").read_text())
     os.kill(reply.agent_pid, signal.SIGKILL)
     host.ended(RUN)
-    assert not Path(f"/proc/{helper}").exists()
+    until(lambda: not Path(f"/proc/{helper}").exists(), what="the helper gone")
 
 
 def test_kill_9_of_a_rank_is_named(host: AgentHost) -> None:
@@ -132,7 +132,9 @@ def test_a_rank_that_raises_is_the_first_failure(host: AgentHost) -> None:
     assert node.exit is not None
     assert node.exit.reason == "rank 1: exit 1"
     assert node.failure_log[-1] == "ValueError: bad batch"
-    assert {rank.rank: rank.code for rank in node.exit.ranks} == {0: 143, 1: 1, 2: 143}
+    codes = {rank.rank: rank.code for rank in node.exit.ranks}
+    assert codes.pop(1) == 1
+    assert set(codes.values()) == {143}  # rank 2 is missing where rank 1 failed before it was started
     host.gone(RUN)
 
 

@@ -62,15 +62,16 @@ def names(lab: Lab, workdir: str) -> list[str]:
 
 
 def await_names(lab: Lab, workdir: str, expected: list[str]) -> None:
-    deadline = time.monotonic() + 20
-    while names(lab, workdir) != expected and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    # One look decides: between two of them a clone for the next push may begin.
+    while (seen := names(lab, workdir)) != expected and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert names(lab, workdir) == expected
+    assert seen == expected
 
 
 def await_no_receiver(lab: Lab, workdir: str) -> None:
     """It removes its folder first and ends just after. Others, of a test with a partition, may stay."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         left = lab.on_host("node0", ["pgrep", "-f", workdir], capture_output=True, text=True).stdout
         if not left or time.monotonic() > deadline:
