@@ -93,23 +93,22 @@ def verified_plan(
         IntegrityError: checkpoints would go, and not one that stays is good.
     """
     found = list(found)
-    while True:
-        pruning = plan(found, retention, unfinished_before=unfinished_before)
-        losing = [one for one in pruning.go if one.state is not State.UNFINISHED]
-        if not losing:
-            return pruning
+    pruning = plan(found, retention, unfinished_before=unfinished_before)
+    if all(one.state is State.UNFINISHED for one in pruning.go):
+        return pruning
+    while pruning.stay:
         newest = max(pruning.stay, key=lambda one: one.step)
         bad = (verify or _verify_in(store))(newest)
         if not bad:
             return pruning
         at = found.index(newest)
         found[at] = dataclasses.replace(newest, state=State.DAMAGED, problem=bad[0].problem)
-        if not any(one.state is State.COMMITTED for one in found):
-            raise IntegrityError(
-                f"{store.uri}: not one checkpoint is good, so nothing is removed; {bad[0].problem}",
-                hint=f"llmctl ckpt verify {store.uri} --all",
-                stage=STAGE,
-            )
+        pruning = plan(found, retention, unfinished_before=unfinished_before)
+    raise IntegrityError(
+        f"{store.uri}: not one checkpoint is good, so nothing is removed; {pruning.damaged[0].problem}",
+        hint=f"llmctl ckpt verify {store.uri} --all",
+        stage=STAGE,
+    )
 
 
 def _verify_in(store: Store) -> Verify:
