@@ -92,11 +92,19 @@ def portable(uris: Iterable[str], env: Mapping[str, str] | None = None) -> dict[
         checked = _checked(path, scheme, entries[scheme])
         values = {"type": checked.kind, **checked.values}
         if "ca" in values:
-            ca = Path(values["ca"]).expanduser()
-            with explained("read", str(ca)):
-                values["ca"] = ca.read_text()
+            values["ca"] = _certificate(f"{path}: {scheme}: ca", values["ca"])
         found[scheme] = values
     return found
+
+
+def _certificate(where: str, name: str) -> str:
+    try:
+        text = Path(name).expanduser().read_text()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {name}: {getattr(error, 'strerror', 'not text')}") from None
+    if not text.lstrip().startswith("-----BEGIN"):
+        raise ConfigError(f"{where}: {name} holds no certificate", hint="a PEM file: -----BEGIN CERTIFICATE")
+    return text.lstrip()
 
 
 def _sent() -> dict[str, Any]:

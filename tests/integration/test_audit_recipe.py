@@ -101,6 +101,19 @@ def test_a_lost_host_and_a_damaged_journal_are_named(corpus: Path, tmp_path: Pat
     assert said(lost) == "rank 1 on h1: no journal of attempt 1: it is not there"
 
 
+def test_a_run_that_went_on_from_another_names_it(corpus: Path, tmp_path: Path) -> None:
+    """It proves its own steps, and says which run proves those before."""
+    place = str(tmp_path / "place")
+    first = Cluster(base=tmp_path, corpus=corpus, checkpoint_uri=place)
+    first.train(replace(TWENTY, steps=4))
+    second = replace(first, attempt=2)
+    second.train(replace(TWENTY, steps=6), run_id="other-11aa")
+    shutil.rmtree(second.run_dir().attempt(1).root)
+    audit = audited(second, tmp_path / "pulled")
+    assert (audit.proof.verdict, audit.proof.start, audit.proof.end) == (Verdict.OK, 4, 6)
+    assert "from checkpoint 4 of demo-7f3a" in audit.notes[0]
+
+
 FAULTS = {
     "skip": ("refs.pop()", {"missing"}),
     "repeat": ("refs[0] = refs[1]", {"missing", "doubled"}),

@@ -175,8 +175,11 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_starts(
     write_job(cluster, f"lab://{ceph.bucket}/{place}")
     refused = cluster.run("train", expect=10)
     assert "(403)" in refused.stderr
-    assert "`lab` of your stores.yaml" in refused.stderr
+    assert "check `lab` of your stores.yaml" in refused.stderr
     assert "wrong-one" not in refused.stderr
+    write_accounts(cluster, {"lab": {key: value for key, value in ceph_account(ceph).items() if key != "ca"}})
+    untrusted = cluster.run("train", expect=10)
+    assert "CERTIFICATE_VERIFY_FAILED" in untrusted.stderr
     assert not list(cluster.folder.glob("host-*/runs/*"))
 
 

@@ -96,8 +96,10 @@ def audit_folder(
         raise _without_journals(name, specs)
     with _runner(journals) as run:
         proof = prove(journals, lost=lost, run=run, progress=progress)
+    notes = [*_origin(proof)]
     marks = proof.stretches[-1].header.corpora if proof.stretches else ()
-    findings, notes = compare_corpora(marks)
+    findings, compared = compare_corpora(marks)
+    notes += compared
     last = max((spec.attempt for spec in specs), default=0)
     if last > max((found.attempt for found in journals), default=0):
         notes.append(f"attempt {last} has left no journal: it has not trained yet, or never did")
@@ -116,6 +118,16 @@ def _runner(journals: Sequence[RankJournal]) -> Iterator[Run]:
     # Not forked: this process has threads.
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         yield pool.map
+
+
+def _origin(proof: Proof) -> Iterator[str]:
+    """A run that went on from another one's checkpoint covers only its own part."""
+    first = proof.stretches[0].header if proof.stretches else None
+    if first is None or first.start == 0:
+        return
+    if first.origin is not None and first.origin.run_id != first.run_id:
+        run = first.origin.run_id
+        yield f"it went on from checkpoint {first.start} of {run}; the steps before: llmctl data audit {run}"
 
 
 def _without_journals(name: str, specs: Sequence[NodeSpec]) -> NotFoundError:

@@ -8,8 +8,9 @@ is only a note, and the first rank has the last word.
 from __future__ import annotations
 
 import os
+import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -73,16 +74,28 @@ def _holds_for_hosts(error: LlmctlError, uri: str, config: RunConfig, environ: M
         return True
     if isinstance(error, NotFoundError):
         return _is_same_place(uri, config, environ)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+        return uri.partition("://")[0] in config.secrets.accounts()
     return isinstance(error.__cause__, PermissionError) and _is_same_account(uri, config)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What an error came from, also where a driver only raised it beside."""
+    seen: set[int] = set()
+    below: BaseException | None = error
+    while below is not None and id(below) not in seen:
+        seen.add(id(below))
+        yield below
+        below = below.__cause__ or below.__context__
 
 
 def _account_hint(error: LlmctlError, uri: str, config: RunConfig) -> str | None:
     """Where the account came from that was refused."""
-    if not isinstance(error.__cause__, PermissionError):
-        return None
     scheme = uri.partition("://")[0]
     if scheme in config.secrets.accounts():
-        return f"the account is `{scheme}` of your stores.yaml: check its key, secret and endpoint"
+        return f"check `{scheme}` of your stores.yaml: " + ", ".join(config.secrets.accounts()[scheme])
+    if not isinstance(error.__cause__, PermissionError):
+        return None
     return "the account comes from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in your environment"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.errors import ConfigError, LlmctlError
+from llmctl.errors import ConfigError
 from llmctl.storage.accounts import account, portable
 from llmctl.storage.files import open_store
 
@@ -99,9 +99,12 @@ def test_an_entry_travels_with_its_certificate(
 
 
 def test_a_certificate_that_is_not_there_is_named(stores_yaml: Path) -> None:
-    """The file that stores.yaml names, rather than a failure on the hosts."""
+    """The entry and the file that it names, rather than a failure on the hosts."""
     stores_yaml.write_text("ours: {type: s3, ca: /nowhere/ca.pem}\n")
-    with pytest.raises(LlmctlError, match=r"/nowhere/ca\.pem"):
+    with pytest.raises(ConfigError, match=r"ours: ca: /nowhere/ca\.pem: No such file"):
+        portable(["ours://bucket/data"])
+    stores_yaml.write_text(f"ours: {{type: s3, ca: {stores_yaml}}}\n")
+    with pytest.raises(ConfigError, match="holds no certificate"):
         portable(["ours://bucket/data"])
 
 
