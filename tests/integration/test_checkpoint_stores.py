@@ -22,7 +22,7 @@ from tests.contract.stores import store_uri
 from tests.integration.cluster import until
 from tests.worker_kit import RECIPE, Cluster, Job, make_corpus
 
-pytestmark = [pytest.mark.stores, pytest.mark.torch]
+pytestmark = [pytest.mark.stores, pytest.mark.torch, pytest.mark.timeout(600)]
 
 WIDE = ModelSpec(size="tiny", overrides={"layers": 8, "dim": 192, "heads": 4, "kv_heads": 4, "ffn_dim": 512})
 """45 MB of state: the share of each rank goes up in parts."""

@@ -111,3 +111,11 @@ def test_a_run_is_final_only_when_every_node_has_ended() -> None:
     assert view(failed("a", 0, at=900.0), stopped("b", 910.0)).final
     missing = Answer(host="b", asked_at=NOW, answered_at=NOW, missing=True)
     assert view(failed("a", 0, at=900.0), missing).final
+
+
+def test_a_checkpoint_that_failed_is_noted_while_the_run_goes_on() -> None:
+    """The run's state is not touched by it; a lost host is the more urgent note."""
+    told = node("a", NodeState.RUNNING, checkpoint_problem="checkpoint 20 failed: the disk is full")
+    found = view(told, node("b", NodeState.RUNNING))
+    assert (found.state, found.note) == (RunState.RUNNING, "checkpoint 20 failed: the disk is full")
+    assert view(told, lost("b")).note == "b: timed out"
