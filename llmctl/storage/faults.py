@@ -22,6 +22,13 @@ _HINTS = {
     errno.EROFS: "that file system is mounted read-only",
 }
 
+_CREDENTIALS = re.compile(
+    r"SignatureDoesNotMatch|InvalidAccessKeyId|AccessDenied|Forbidden|ExpiredToken|locate credentials"
+)
+_UNREACHED = re.compile(r"[Cc]onnection refused|Could not connect|No route to host|Name or service not known")
+_URLLIB3 = re.compile(r"Max retries exceeded.*\[Errno -?\d+\] (?P<why>[^'\")]+)")
+"""Its text repeats the whole URL before it comes to the point."""
+
 
 def reason(error: BaseException) -> str:
     """The innermost cause, because drivers wrap it: s3fs shows `[Errno 22] None` for any refusal."""
@@ -30,7 +37,9 @@ def reason(error: BaseException) -> str:
         error = error.__cause__
         seen.add(id(error))
     text = _JAVA_STACK.sub("", getattr(error, "strerror", None) or str(error))
-    return masked(" ".join(text.split()) or type(error).__name__)
+    if found := _URLLIB3.search(text):
+        text = found["why"]
+    return masked(" ".join(text.split()).rstrip(": ") or type(error).__name__)
 
 
 def explain(error: BaseException, action: str, where: str) -> LlmctlError:
@@ -39,8 +48,16 @@ def explain(error: BaseException, action: str, where: str) -> LlmctlError:
         return error
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{where}: no such file or folder", stage=STAGE)
-    hint = _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
-    return TransferError(f"{where}: can't {action}: {reason(error)}", hint=hint, stage=STAGE)
+    why = reason(error)
+    return TransferError(f"{where}: can't {action}: {why}", hint=_hint(error, why), stage=STAGE)
+
+
+def _hint(error: BaseException, why: str) -> str | None:
+    if _CREDENTIALS.search(why):
+        return "check the credentials: AWS_* variables, AWS_PROFILE, or the store's entry in stores.yaml"
+    if _UNREACHED.search(why):
+        return "is the store up and reachable from here, and is its address right?"
+    return _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
 @contextmanager

@@ -95,6 +95,9 @@ class Store(Protocol):
     def delete(self, prefix: str) -> None:
         """Remove a file or a folder with all below; nothing there is no error."""
 
+    def free_room(self) -> int | None:
+        """Bytes that still fit, replicas and quotas not counted in; None: the store tells nothing."""
+
     def cleanup(self, older_than_s: float) -> tuple[str, ...]:
         """Remove what writers that died left unfinished, untouched for so long; the names that went."""
 

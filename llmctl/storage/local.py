@@ -89,6 +89,13 @@ class LocalStore:
             else:
                 path.unlink(missing_ok=True)
 
+    def free_room(self) -> int | None:
+        place = self._root
+        while not place.exists():
+            place = place.parent
+        with explained("look up", str(place)):
+            return shutil.disk_usage(place).free
+
     def cleanup(self, older_than_s: float) -> tuple[str, ...]:
         before = time.time() - older_than_s
         with explained("clean up", self.uri):

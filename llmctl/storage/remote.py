@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from llmctl.errors import DeadlineError, IntegrityError, NotFoundError, TransferError
+from llmctl.errors import DeadlineError, NotFoundError, TransferError
 from llmctl.storage.deadline import TRIES, TRIES_UNKNOWN, persist
 from llmctl.storage.drivers.base import Driver, Page, Sink
 from llmctl.storage.drivers.connect import connect
@@ -148,6 +148,9 @@ class RemoteStore:
             else:
                 self._delete_pages(prefix, full)
 
+    def free_room(self) -> int | None:
+        return self._call("look for room", "", lambda: self._driver.free(self._root))
+
     def cleanup(self, older_than_s: float) -> tuple[str, ...]:
         before = time.time() - older_than_s
         removed = []
@@ -190,11 +193,8 @@ class RemoteStore:
         final = self._full(path)
         self._make_parent(path)
         if not self._driver.renames:
-            try:
-                sent = self._send(path, final, size, opened)
-            except IntegrityError:
-                self._discard(path, final)  # wrong bytes under the right name are worse than none
-                raise
+            # What the check of it refuses stays: it may as well be whole, and another writer's.
+            sent = self._send(path, final, size, opened)
         else:
             beside = posixpath.join(posixpath.dirname(final), temporary_name(posixpath.basename(final)))
             try:

@@ -24,6 +24,7 @@ from llmctl.controller.cli import (
     pull,
     status,
     stop,
+    store,
     train,
     wait,
 )
@@ -75,7 +76,7 @@ def root(
     """
 
 
-for verb in (init, demo, train, status, logs, wait, attach, stop, pull, hosts, data, ckpt, configcmd):
+for verb in (init, demo, train, status, logs, wait, attach, stop, pull, hosts, data, store, ckpt, configcmd):
     verb.register(app)
 
 

@@ -71,6 +71,9 @@ class Driver(Protocol):
     def make_folder(self, path: str) -> None:
         """With its parents; one that is there is no error."""
 
+    def free(self, folder: str) -> int | None:
+        """Bytes that still fit there; None: the store tells nothing."""
+
     def unfinished(self, folder: str) -> list[tuple[str, float]]:
         """Writes below `folder` that the store itself keeps open: (name, start as POSIX time)."""
 
@@ -166,6 +169,9 @@ class FsspecDriver:
 
     def make_folder(self, path: str) -> None:
         self._fs.makedirs(path, exist_ok=True)
+
+    def free(self, folder: str) -> int | None:
+        return None
 
     def unfinished(self, folder: str) -> list[tuple[str, float]]:
         return []

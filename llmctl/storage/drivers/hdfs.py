@@ -17,6 +17,7 @@ from llmctl.storage.drivers.base import CHUNK, Page, Sink
 from llmctl.storage.files import StoreFile
 
 _JOINED = 16
+_NO_QUOTA = 1 << 63
 
 _BUSY = ("SafeMode", "Standby", "Retriable", "NotReplicatedYet", "could only be written to 0 of")
 """What a NameNode says while it, or its DataNodes, come up."""
@@ -106,6 +107,13 @@ class HdfsDriver:
 
     def make_folder(self, path: str) -> None:
         self._client.mkdirs(path, 0o755, True)
+
+    def free(self, folder: str) -> int | None:
+        # The client can't ask for the cluster's capacity; a quota it can.
+        summary = self._client.get_content_summary(folder or "/")
+        if summary.space_quota >= _NO_QUOTA:
+            return None
+        return max(0, int(summary.space_quota - summary.space_consumed))
 
     def unfinished(self, folder: str) -> list[tuple[str, float]]:
         return []

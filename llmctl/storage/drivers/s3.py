@@ -158,6 +158,9 @@ class S3Driver:
     def make_folder(self, path: str) -> None:
         """Nothing: an object store has no folders."""
 
+    def free(self, folder: str) -> int | None:
+        return None
+
     def unfinished(self, folder: str) -> list[tuple[str, float]]:
         bucket, key = _split(folder)
         found: list[tuple[str, float]] = []
@@ -219,7 +222,10 @@ class S3Driver:
             response = getattr(error.__cause__, "response", {})
             if response.get("Error", {}).get("Code") == "NoSuchBucket":
                 name = _split(path)[0]
-                raise NotFoundError(f"s3://{name}: no such bucket", stage=STAGE) from error
+                hint = (
+                    "llmctl makes no buckets: check its name and the endpoint (AWS_ENDPOINT_URL), or make it"
+                )
+                raise NotFoundError(f"s3://{name}: no such bucket", hint=hint, stage=STAGE) from error
             raise
 
     def _upload(self, bucket: str, key: str, source: BinaryIO, size: int) -> None:

@@ -22,7 +22,7 @@ import urllib3
 from botocore import UNSIGNED
 from botocore.auth import EMPTY_SHA256_HASH, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
@@ -121,8 +121,10 @@ class Bulk:
 
         place, meta, credentials = self._wait(ask)
         url = urlunsplit(urlsplit(place)._replace(query=urlencode(query or {})))
-        if meta.config.signature_version is UNSIGNED or credentials is None:
+        if meta.config.signature_version is UNSIGNED:
             return url, headers
+        if credentials is None:
+            raise NoCredentialsError
         request = AWSRequest(method, url, headers)
         request.context["sha256"] = hashlib.sha256(data).hexdigest() if data else EMPTY_SHA256_HASH
         _Signer(credentials, "s3", meta.region_name).add_auth(request)

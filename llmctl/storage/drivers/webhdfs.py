@@ -19,6 +19,7 @@ _SILENT_S = 30.0
 """How long one connection may get no byte through."""
 
 _PIECE = 1 << 20
+_FIGURES = "Hadoop:service=NameNode,name=FSNamesystem"
 
 _BUSY = (
     "safe mode",
@@ -132,6 +133,15 @@ class WebHdfsDriver:
 
     def make_folder(self, path: str) -> None:
         self._fs._call("MKDIRS", "PUT", path)
+
+    def free(self, folder: str) -> int | None:
+        # No call of WebHDFS tells it, but the page of figures beside it, where that is open to us.
+        place = self._fs.url.split("/webhdfs/", 1)[0]
+        answer = self._fs.session.get(f"{place}/jmx", params={"qry": _FIGURES})
+        if answer.status_code != 200:
+            return None
+        beans = answer.json()["beans"]
+        return int(beans[0]["CapacityRemaining"]) if beans else None
 
     def unfinished(self, folder: str) -> list[tuple[str, float]]:
         return []
