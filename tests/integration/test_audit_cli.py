@@ -81,6 +81,19 @@ def test_a_changed_journal_fails_the_audit(trained: tuple[Cluster, Path], tmp_pa
     assert "against its samples" in done.stderr
 
 
+@pytest.mark.torch
+def test_before_the_first_line_there_is_nothing_to_prove(
+    trained: tuple[Cluster, Path], tmp_path: Path
+) -> None:
+    """A run that has not come so far is neither proven nor broken: exit code 101."""
+    cluster, pulled = trained
+    shutil.copytree(pulled, tmp_path / "copy")
+    for path in (tmp_path / "copy").glob("*/attempt-1/consumed-*.jsonl"):
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    done = cluster.run("data", "audit", str(tmp_path / "copy"), expect=101)
+    assert "cover no step yet" in done.stderr
+
+
 def test_a_script_of_ones_own_has_no_journal(tmp_path: Path) -> None:
     """It is said that there is nothing to audit, and why."""
     cluster = Cluster(folder=tmp_path / "c")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.controller.cli.session import Session
-from llmctl.errors import IntegrityError
+from llmctl.errors import IntegrityError, NotFinishedError
 from llmctl.wire.layout import RUN_ID
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def audit_of_run(session: Session, target: str) -> None:
     """Print what is proven of a run.
 
     Raises:
+        NotFinishedError: there is nothing to prove yet.
         IntegrityError: it is not proven that each sample was used exactly once.
     """
     from llmctl.controller.collect.proof.findings import Verdict
@@ -48,6 +49,9 @@ def audit_of_run(session: Session, target: str) -> None:
     else:
         for line in audit_lines(audit):
             session.screen.result(line)
+    if not audit.proof.stretches and not audit.proof.findings:
+        hint = "they are written at each checkpoint and once a minute"
+        raise NotFinishedError(f"{audit.name}: its journals cover no step yet", hint=hint)
     if audit.proof.verdict is Verdict.FAILED:
         count = len(audit.proof.findings)
         raise IntegrityError(f"{audit.name}: {count} finding{'s' * (count != 1)} against its samples")

@@ -62,8 +62,7 @@ def look(config: RunConfig, environ: Mapping[str, str]) -> Seen:
             corpora[uri] = read_manifest(open_store(uri, deadline_s=DEADLINE_S))
         except LlmctlError as error:
             if _holds_for_hosts(error, uri, config, environ):
-                hint = error.hint or _account_hint(error, uri, config)
-                raise PreflightError(error.message, hint=hint, stage=STAGE) from error
+                raise PreflightError(error.message, hint=_hint(error, uri, config), stage=STAGE) from error
             notes.append(f"not looked at from here: {error.message}; the hosts will")
     return Seen(corpora=corpora, notes=tuple(notes))
 
@@ -89,14 +88,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         below = below.__cause__ or below.__context__
 
 
-def _account_hint(error: LlmctlError, uri: str, config: RunConfig) -> str | None:
-    """Where the account came from that was refused."""
+def _hint(error: LlmctlError, uri: str, config: RunConfig) -> str | None:
+    """Where the account came from that was refused; else what the store says."""
+    if isinstance(error, (IntegrityError, NotFoundError)):
+        return error.hint
     scheme = uri.partition("://")[0]
     if scheme in config.secrets.accounts():
         return f"check `{scheme}` of your stores.yaml: " + ", ".join(config.secrets.accounts()[scheme])
-    if not isinstance(error.__cause__, PermissionError):
-        return None
-    return "the account comes from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in your environment"
+    return error.hint
 
 
 def _is_same_place(uri: str, config: RunConfig, environ: Mapping[str, str]) -> bool:

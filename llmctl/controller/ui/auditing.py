@@ -26,7 +26,7 @@ def audit_lines(audit: Audit) -> Iterator[str]:
 def summary(proof: Proof) -> str:
     """`steps 0-199: 3,200 samples, each exactly once (2 attempts, 2 then 3 ranks)`."""
     if proof.end == proof.start:
-        return "no step is covered by the journals yet"
+        return "no steps"
     said = {
         Verdict.OK: f"{proof.samples:,} samples, each exactly once",
         Verdict.INCOMPLETE: f"{proof.samples:,} samples, not proven: journals are missing",
