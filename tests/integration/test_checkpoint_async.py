@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from llmctl.errors import TransferError
-from llmctl.storage.checkpoints import committed_steps
+from llmctl.storage.checkpoints import committed_steps, read_marker, verify_files
 from llmctl.storage.files import Store, open_store
 from llmctl.storage.local import LocalStore
 from llmctl.storage.retention import Retention
-from llmctl.wire.manifests import CheckpointManifest
+from llmctl.wire.manifests import CheckpointManifest, checkpoint_name
 from llmctl.worker.checkpoint import writer as writing
 from llmctl.worker.checkpoint.load import find_latest, read_tensors, restore, saved_names
 from llmctl.worker.checkpoint.place import Place
@@ -26,6 +26,7 @@ from llmctl.worker.checkpoint.save import Saver
 from llmctl.worker.checkpoint.writer import Writer
 from llmctl.worker.metrics import Metrics
 from llmctl.worker.session import Session
+from tests.integration.cluster import until
 from tests.worker_kit import RECIPE, Cluster, make_corpus
 
 pytestmark = pytest.mark.torch
@@ -290,3 +291,32 @@ def test_keep_every_keeps_milestones(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path / "run", make_corpus(tmp_path / "corpus"), ranks=(1,))
     cluster.train(replace(RECIPE, steps=10, checkpoint_every=2, keep=1, keep_every=4))
     assert cluster.committed() == ["step-00000004", "step-00000008", "step-00000010"]
+
+
+def test_a_rank_that_dies_in_a_save_leaves_no_half(tmp_path: Path) -> None:
+    """kill -9 of one rank of two hosts while a checkpoint is being written: the other one ends too, every
+    checkpoint that can be seen is whole, and the next attempt goes on from it and leaves no rest."""
+    place = tmp_path / "place"
+    cluster = cluster_of(
+        tmp_path / "run", make_corpus(tmp_path / "corpus"), ranks=(1, 1), checkpoint_uri=str(place)
+    )
+    job = cluster.start(replace(RECIPE, steps=100_000, checkpoint_every=2))
+    until(cluster.committed, what="the first checkpoint")
+    until(lambda: any(place.glob(".tmp-step-*/*")), what="a checkpoint under way")
+    job.processes[1].kill()
+    results = job.results()
+    assert results[0][0] not in (0, 93), results
+    newest = max(check_local(place))
+    again = replace(cluster, attempt=2)
+    again.train(replace(RECIPE, steps=newest + 2, checkpoint_every=2))
+    assert again.lines()[0]["step"] == newest + 1
+    assert max(check_local(place)) == newest + 2
+    assert not any(place.glob(".tmp-*"))
+
+
+def check_local(place: Path) -> list[int]:
+    """Steps of all checkpoints, each read to its last byte."""
+    store = LocalStore(place)
+    for step in committed_steps(store):
+        verify_files(store, checkpoint_name(step), read_marker(store, step))
+    return committed_steps(store)

@@ -12,6 +12,7 @@ from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.overrides import JobOverrides, parse_shape
 from llmctl.controller.config.secrets import looks_secret
 from llmctl.controller.config.types import Host, Inventory, RunConfig
+from llmctl.controller.plan.plan import recipe_spec
 from llmctl.errors import ConfigError
 
 INVENTORY = Inventory(
@@ -357,3 +358,21 @@ def test_odd_scripts_get_no_odd_suggestion(tree: Path) -> None:
     assert caught.value.hint is None
     with pytest.raises(ConfigError, match=r"`train\.script` is empty"):
         run_config(script_job(train={"script": ""}), tree)
+
+
+def test_how_checkpoints_are_saved_reaches_the_ranks() -> None:
+    """Every key of `checkpoint`, `async` by that name, is in the recipe's settings and in the record."""
+    given = {
+        "every": 7,
+        "keep": 2,
+        "keep_every": 50,
+        "async": False,
+        "on_failure": "stop",
+        "verify_upload": False,
+    }
+    made = job(checkpoint=given)
+    spec = recipe_spec(made)
+    assert (spec.checkpoint_every, spec.keep, spec.keep_every) == (7, 2, 50)
+    assert (spec.checkpoint_async, spec.checkpoint_on_failure, spec.verify_upload) == (False, "stop", False)
+    assert job_for_record(made)["checkpoint"] == given
+    assert recipe_spec(job()).checkpoint_async
