@@ -16,8 +16,8 @@ from llmctl.wire.specs import NodeSpec
 from llmctl.worker.metrics import human_bytes
 from llmctl.worker.session import Session
 
-LEFTOVER_S = 3600.0
-"""What an unknown writer has not touched for so long is taken for left."""
+LEFTOVER_S = 24 * 3600.0
+"""What a writer has not finished after so long is taken for left. Long, because others may use the place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ def open_place(session: Session, spec: NodeSpec, run_dir: str) -> Place:
         failure = PreflightError(f"{error.filename}: {error.strerror}", stage="checkpoint")
     session.agree(failure)
     if store.local_root is None:
-        return _open_remote(session, store, Path(own, ".desk.part"), spec.attempt)
+        return _open_remote(session, store, Path(own, ".desk.part"))
     shared = _is_shared(session, store.local_root)
     place = Place(store=store, desk=LocalStore(store.local_root), shared=shared)
     if place.commits(session):
@@ -75,15 +75,15 @@ def open_place(session: Session, spec: NodeSpec, run_dir: str) -> Place:
     return place
 
 
-def _open_remote(session: Session, store: Store, desk: Path, attempt: int) -> Place:
-    """Rests of the dead go: this run's on the desk, and in the store what writers left unfinished: at once
-    where an earlier attempt of this run may have died, else only what is too old to be alive."""
+def _open_remote(session: Session, store: Store, desk: Path) -> Place:
+    """Rests of the dead go: this run's on the desk, and in the store what is too old to be alive. What a dead
+    attempt left of a step that is saved again goes then."""
 
     def tidy() -> None:
         if session.leader:
             shutil.rmtree(desk, ignore_errors=True)
         if session.is_first:
-            store.cleanup(0.0 if attempt > 1 else LEFTOVER_S)
+            store.cleanup(LEFTOVER_S)
 
     session.together(tidy)
     return Place(store=store, desk=LocalStore(desk), shared=True)
