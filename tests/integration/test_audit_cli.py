@@ -104,6 +104,9 @@ def test_a_script_of_ones_own_has_no_journal(tmp_path: Path) -> None:
 
 
 def test_a_run_that_nobody_knows_is_said(tmp_path: Path) -> None:
-    """Neither a data set nor a run."""
+    """Neither a data set nor a run, whatever it looks like."""
     cluster = Cluster(folder=tmp_path / "c")
+    assert "shrads is no folder here, and no run `shrads`" in (
+        cluster.run("data", "audit", "shrads", expect=102).stderr
+    )
     assert "no run `demo-7f3a`" in cluster.run("data", "audit", "demo-7f3a", expect=102).stderr

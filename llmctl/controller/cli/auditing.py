@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.controller.cli.session import Session
-from llmctl.errors import IntegrityError, NotFinishedError
-from llmctl.wire.layout import RUN_ID
+from llmctl.errors import IntegrityError, NotFinishedError, NotFoundError
 
 if TYPE_CHECKING:
     from llmctl.controller.collect.audit import Audit
@@ -17,8 +16,8 @@ JOURNALS = "journals"
 """Folder of fetched journals in our own state."""
 
 
-def is_run(session: Session, target: str) -> bool:
-    """Whether `target` means a run (id, its start, or name) or the folder of one, rather than a data set."""
+def is_run(target: str) -> bool:
+    """Whether `target` means a run (its id, the start of it, a name) or the folder of one, not a data set."""
     if "://" in target:
         return False
     path = Path(target).expanduser()
@@ -26,9 +25,7 @@ def is_run(session: Session, target: str) -> bool:
         from llmctl.controller.collect.audit import journals_in
 
         return any(journals_in(path)) or any(path.glob("*/node.json")) or (path / "node.json").is_file()
-    if "/" in target or path.exists():
-        return False
-    return RUN_ID.match(target) is not None or session.ledger.get(target) is not None
+    return "/" not in target and not path.exists()
 
 
 def audit_of_run(session: Session, target: str) -> None:
@@ -66,7 +63,10 @@ def _audit(session: Session, target: str, progress: Callable[[int], None]) -> Au
     path = Path(target).expanduser()
     if path.is_dir():
         return audit_folder(path, progress=progress)
-    located = session.locate(target)
+    try:
+        located = session.locate(target)
+    except NotFoundError as error:
+        raise NotFoundError(f"{target} is no folder here, and {error.message}", hint=error.hint) from None
     folder = session.cache / JOURNALS / located.run_id
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     connections = session.connect(located.hosts)

@@ -85,7 +85,7 @@ def audit(
 
     session = Session(hosts=hosts, output=checked_output(output))
     try:
-        if is_run(session, target):
+        if is_run(target):
             audit_of_run(session, target)
         else:
             from llmctl.storage.corpus.audit import audit as audit_dataset
