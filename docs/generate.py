@@ -179,9 +179,8 @@ def record_schemas() -> str:
 
 
 def metric_schemas() -> str:
-    return "\n".join(
-        _dataclass(kind) for kind in (metrics.StepLine, metrics.CheckpointLine, metrics.NoteLine)
-    )
+    lines = (metrics.StepLine, metrics.CheckpointLine, metrics.CheckpointFailedLine, metrics.NoteLine)
+    return "\n".join(_dataclass(kind) for kind in lines)
 
 
 def manifest_schemas() -> str:

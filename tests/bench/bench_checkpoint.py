@@ -37,7 +37,7 @@ from llmctl.worker.model.sizes import model_config
 from llmctl.worker.optim import AdamW
 from llmctl.worker.session import Session
 
-VOCABULARY = 49_152
+VOCABULARY = 40_960
 ALONE = Session(
     rank=0,
     world=1,
