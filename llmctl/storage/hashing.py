@@ -44,10 +44,15 @@ class Digest:
             self.size += len(part)
             view = view[room:]
 
+    @property
+    def sha256(self) -> str:
+        """Of what was taken in so far, as hex digits."""
+        return self._sha256.hexdigest()
+
     def entry(self, path: str) -> FileEntry:
         """The manifest's line for what was taken in, listed as `path`."""
         crcs = "".join(f"{crc:08x}" for crc in self._crcs)
-        return FileEntry(path=path, size=self.size, sha256=self._sha256.hexdigest(), crc32=crcs)
+        return FileEntry(path=path, size=self.size, sha256=self.sha256, crc32=crcs)
 
 
 def digest_stream(stream: BinaryIO) -> Digest:

@@ -27,13 +27,25 @@ class Fingerprinted(io.RawIOBase):
 
     def __init__(self, source: BinaryIO, digest: Digest) -> None:
         self._source, self._digest = source, digest
+        self._again = False
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read."""
+        return self._digest.sha256
+
+    def rewind(self) -> None:
+        """To the start; what is read again is not hashed again."""
+        self._source.seek(0)
+        self._again = True
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._source.read(size)
-        self._digest.update(data)
+        if not self._again:
+            self._digest.update(data)
         return data
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from llmctl.errors import DeadlineError, IntegrityError, TransferError
+from llmctl.storage.drivers import s3
 from llmctl.storage.drivers.connect import connect
 from llmctl.storage.files import Store, open_store
 from llmctl.storage.hashing import file_entry
@@ -23,7 +24,7 @@ from tests.lab.ceph import Ceph
 from tests.lab.flipper import MARK, Flipper
 from tests.lab.hdfs import Hdfs
 
-SIZES = {"small": 100_000, "in parts": 20 << 20}
+SIZES = {"small": 100_000, "whole": 20 << 20, "in parts": 20 << 20}
 ENDLESS = 1 << 30
 
 
@@ -41,6 +42,7 @@ def test_s3_refuses_a_body_that_changed(
     """One flipped byte of a request: the gateway refuses it, the old object stays, and a retry heals it."""
     place = urlsplit(ceph.http)
     data = marked(SIZES[size])
+    monkeypatch.setattr(s3, "WHOLE", 0 if size == "in parts" else 64 << 20)
     (tmp_path / "new").write_bytes(data)
     with Flipper.to((str(place.hostname), int(place.port or 0))) as flipper:
         environment = {**ceph.environment(), "AWS_ENDPOINT_URL": f"http://127.0.0.1:{flipper.port}"}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from llmctl.errors import DeadlineError, LlmctlError, TransferError
+from llmctl.storage.drivers import s3
 from llmctl.storage.files import Store, open_store
 from tests.contract.stores import store_uri
 from tests.lab.ceph import Ceph
@@ -33,6 +34,8 @@ CASES = [
     ("webhdfs", "datanode", "kill9"),
     ("webhdfs", "datanode", "freeze"),
     ("s3-http", "rgw", "kill9"),
+    ("s3-http", "rgw", "kill9", "whole"),
+    ("s3-http", "osd", "kill9", "whole"),
     ("s3-http", "osd", "kill9"),
     ("s3-https", "rgw", "kill9"),
     ("s3-https", "rgw", "freeze"),
@@ -53,11 +56,14 @@ class _TrippingStream(FileIO):
     def __init__(self, name: str, owner: TrippingFile) -> None:
         super().__init__(name)
         self._owner = owner
+        self._read = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        if self.tell() >= self._owner.after:
+        if self._read >= self._owner.after:
             self._owner.trip()
-        return super().read(size) or b""
+        data = super().read(size) or b""
+        self._read += len(data)
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,7 @@ class Victim:
     lab: Hdfs | Ceph
     daemon: Daemon
     blow: str
+    reads: int
 
     def hit(self) -> None:
         if self.daemon.alive:
@@ -77,11 +84,15 @@ class Victim:
 
 @pytest.fixture(params=CASES, ids="-".join)
 def victim(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Victim:
-    kind, server, blow = request.param
+    kind, server, blow, *whole = request.param
+    # A file of this size would go in one request, read twice; in parts it is read once.
+    monkeypatch.setattr(s3, "WHOLE", 1 << 30 if whole else 0)
     uri = store_uri(request, kind, tmp_path, monkeypatch)
     lab = request.getfixturevalue("hdfs" if "hdfs" in kind else "ceph")
     store = open_store(uri, deadline_s=DEADLINE_S)
-    return Victim(store=store, uri=uri, lab=lab, daemon=getattr(lab, server), blow=blow)
+    return Victim(
+        store=store, uri=uri, lab=lab, daemon=getattr(lab, server), blow=blow, reads=2 if whole else 1
+    )
 
 
 def test_a_put_that_loses_its_server(victim: Victim, tmp_path: Path) -> None:
@@ -93,6 +104,7 @@ def test_a_put_that_loses_its_server(victim: Victim, tmp_path: Path) -> None:
     (tmp_path / "new").write_bytes(new)
     source = TrippingFile(tmp_path / "new")
     source.trip = victim.hit
+    source.after = SIZE * (victim.reads - 1) + SIZE // 2
     began = time.monotonic()
     with pytest.raises((TransferError, DeadlineError)) as caught:
         victim.store.put_file(source, "a")

@@ -185,6 +185,11 @@ _NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
 _DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
 
 
+def client_command(hdfs: Hdfs) -> list[str]:
+    """`hdfs dfs` of this HDFS, to be followed by its arguments."""
+    return [*_java(hdfs.conf), "org.apache.hadoop.fs.FsShell"]
+
+
 def _java(conf: Path) -> list[str]:
     packages = ("java.lang", "java.util", "java.io", "java.nio", "java.net", "sun.nio.ch")
     opens = [f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in packages]

@@ -19,11 +19,15 @@ from llmctl.errors import NotFoundError
 from llmctl.storage.deadline import budget
 from llmctl.storage.drivers.base import Page, Sink
 from llmctl.storage.drivers.parts import send_parts
-from llmctl.storage.drivers.s3bulk import Bulk
+from llmctl.storage.drivers.s3bulk import Bulk, body_from, body_of
 from llmctl.storage.faults import STAGE
 from llmctl.storage.files import StoreFile
+from llmctl.storage.streams import Fingerprinted
 
 T = TypeVar("T")
+
+WHOLE = 64 << 20
+"""Files up to this size go up in one request: hashed once, while parts have a hash of their own each."""
 
 PART = 8 << 20
 """Larger files go up in parts of this size (more where 10,000 parts would not do)."""
@@ -117,7 +121,9 @@ class S3Driver:
         self._abort_orphans()
         with opened() as source, self._named_bucket(path):
             if size <= PART:
-                self._bulk.put(*_split(path), source.read())
+                self._bulk.put(*_split(path), body_of(source.read()))
+            elif size <= WHOLE and isinstance(source, Fingerprinted):
+                self._bulk.put(*_split(path), body_from(source, size))
             else:
                 self._upload(*_split(path), source, max(PART, -(-size // _MOST_PARTS)))
 
@@ -245,7 +251,7 @@ class S3Driver:
     def _sender(self, bucket: str, key: str, upload: str) -> Callable[[int, bytes], dict[str, Any]]:
         def send(number: int, data: bytes) -> dict[str, Any]:
             query = {"partNumber": number, "uploadId": upload}
-            return {"PartNumber": number, "ETag": self._bulk.put(bucket, key, data, query)}
+            return {"PartNumber": number, "ETag": self._bulk.put(bucket, key, body_of(data), query)}
 
         return send
 

@@ -14,6 +14,7 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -28,6 +29,7 @@ from botocore.utils import get_environ_proxies
 
 from llmctl.storage.deadline import budget
 from llmctl.storage.drivers.base import Sink
+from llmctl.storage.streams import Fingerprinted
 
 PIECE = 1 << 20
 """Bytes between two signs of life."""
@@ -37,6 +39,47 @@ _SILENT_S = 30.0
 """How long one connection may get no byte through."""
 
 _TOLD_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """What a request carries.
+
+    Attributes:
+        sha256: of all of it, as hex digits.
+        pieces: gives it out; the argument is called between two of them.
+    """
+
+    size: int
+    sha256: str
+    pieces: Callable[[Callable[[], None]], Iterator[bytes | memoryview]]
+
+
+def body_of(data: bytes) -> Body:
+    """A body that lies in memory."""
+
+    def pieces(beat: Callable[[], None]) -> Iterator[memoryview]:
+        view = memoryview(data)
+        for at in range(0, len(view), PIECE):
+            beat()
+            yield view[at : at + PIECE]
+
+    return Body(size=len(data), sha256=hashlib.sha256(data).hexdigest(), pieces=pieces)
+
+
+def body_from(source: Fingerprinted, size: int) -> Body:
+    """A body that is read twice, for its hash and to be sent: the file's own hash is that of the request."""
+    beat = budget().beat
+    while source.read(PIECE):
+        beat()
+
+    def pieces(beat: Callable[[], None]) -> Iterator[bytes]:
+        source.rewind()
+        while piece := source.read(PIECE):
+            beat()
+            yield piece
+
+    return Body(size=size, sha256=source.sha256, pieces=pieces)
 
 
 class Bulk:
@@ -65,10 +108,10 @@ class Bulk:
             raise
         answer.release_conn()
 
-    def put(self, bucket: str, key: str, data: bytes, query: Mapping[str, Any] | None = None) -> str:
-        """Store `data` as an object, or as the part of one that `query` names; its ETag."""
-        headers = {"Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}
-        answer = self._send("PUT", bucket, key, headers, data, query or {})
+    def put(self, bucket: str, key: str, body: Body, query: Mapping[str, Any] | None = None) -> str:
+        """Store `body` as an object, or as the part of one that `query` names; its ETag."""
+        headers = {"Content-Length": str(body.size), "Content-Type": "application/octet-stream"}
+        answer = self._send("PUT", bucket, key, headers, body, query or {})
         answer.read()
         answer.release_conn()
         return str(answer.headers["ETag"])
@@ -79,14 +122,14 @@ class Bulk:
         bucket: str,
         key: str,
         headers: dict[str, str],
-        data: bytes | None = None,
+        body: Body | None = None,
         query: Mapping[str, Any] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        url, signed = self._signed(method, bucket, key, headers, data, query)
+        url, signed = self._signed(method, bucket, key, headers, body, query)
         answer = self._pool(url).urlopen(
             method,
             url,
-            body=None if data is None else _pieces(data, budget().beat),
+            body=None if body is None else body.pieces(budget().beat),
             headers=signed,
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=max(0.01, min(_SILENT_S, budget().left()))),
             retries=False,
@@ -106,7 +149,7 @@ class Bulk:
         bucket: str,
         key: str,
         headers: dict[str, str],
-        data: bytes | None,
+        body: Body | None,
         query: Mapping[str, Any] | None,
     ) -> tuple[str, dict[str, str]]:
         """URL and headers of a request."""
@@ -126,7 +169,7 @@ class Bulk:
         if credentials is None:
             raise NoCredentialsError
         request = AWSRequest(method, url, headers)
-        request.context["sha256"] = hashlib.sha256(data).hexdigest() if data else EMPTY_SHA256_HASH
+        request.context["sha256"] = body.sha256 if body else EMPTY_SHA256_HASH
         _Signer(credentials, "s3", meta.region_name).add_auth(request)
         return url, dict(request.headers.items())
 
@@ -154,13 +197,6 @@ def _pool(_pid: int, ca: str, proxy: str | None) -> urllib3.PoolManager:
         "blocksize": PIECE,
     }
     return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-
-
-def _pieces(data: bytes, beat: Callable[[], None]) -> Iterator[memoryview]:
-    view = memoryview(data)
-    for at in range(0, len(view), PIECE):
-        beat()
-        yield view[at : at + PIECE]
 
 
 def refusal(status: int, told: bytes, operation: str) -> Exception:
