@@ -6,9 +6,11 @@ POSIX shell; what needs Python is asked of the job's own interpreter, so that it
 
 from __future__ import annotations
 
+from llmctl.controller.probe import machinescript
+
 MARK = "@@llmctl:"
 
-SHELL = r"""
+_HEAD = r"""
 sec() { printf '\n@@llmctl:%s\n' "$1"; }
 PATH="$PATH:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 W=$1; PY=$2; AGENT=$3; TARGET=$4
@@ -23,15 +25,44 @@ sec workdir; printf '%s\n' "$W"
   mkdir -p "$W/runs" "$W/agent" "$W/code" "$W/cache") 2>&1 && test -w "$W" && echo writable
 sec disk; df -Pk "$W" 2>/dev/null || df -Pk "$HOME"
 sec tools; for t in tar zstd gzip cp; do command -v $t >/dev/null 2>&1 && echo $t; done
-sec gpus; command -v nvidia-smi >/dev/null 2>&1 &&
-  nvidia-smi --query-gpu=index,name,memory.total,driver_version --format=csv,noheader,nounits 2>&1
+CSV=--format=csv,noheader,nounits
+sec gpus; have nvidia-smi && { O=$(within 20 nvidia-smi --query-gpu="$GPU" $CSV 2>&1) ||
+  # An older driver refuses the whole question for one field that it doesn't know.
+  O=$(within 20 nvidia-smi --query-gpu=index,name,memory.total,driver_version $CSV 2>&1)
+  printf '%s\n' "$O"; }
 sec agent; [ -n "$AGENT" ] && { wc -c <"$W/agent/$AGENT.pyz"; } 2>/dev/null
 sec data; [ -z "$6" ] || { [ -f "$6" ] && echo there || echo missing; }
+"""
+
+_TAIL = r"""
 sec python
 case $PY in "~/"*) PY=$HOME/${PY#??};; esac
 "$PY" -c "$5" "$TARGET" 2>&1
-sec end
 """
+
+GPU_FIELDS = (
+    "index", "name", "memory.total", "driver_version", "uuid", "pci.bus_id", "memory.used",
+    "ecc.errors.uncorrected.volatile.total", "retired_pages.pending", "mig.mode.current", "compute_mode",
+    "temperature.gpu",
+)  # fmt: skip
+"""The first four are what an older driver is asked for; parsers.gpus reads by position."""
+
+_SHELL = (
+    f"GPU={','.join(GPU_FIELDS)}\n"
+    + machinescript.HELPERS
+    + _HEAD
+    + machinescript.MACHINE
+    + "{full}"
+    + _TAIL
+    + machinescript.END
+    + "sec end\n"
+)
+
+
+def shell(*, full: bool) -> str:
+    """The script's text; `full` adds what only a person asks for, such as every Python of the host."""
+    return f"FULL={1 if full else ''}\n" + _SHELL.replace("{full}", machinescript.FULL if full else "")
+
 
 PYTHON = r"""
 import json, os, re, socket, struct, sys, time
@@ -73,6 +104,15 @@ def free_port():
             try: s.bind(("0.0.0.0", port)); return port
             except OSError: continue
     return 0
+def packages():
+    found = set()
+    for folder in sys.path:
+        try: names = os.listdir(folder or ".")
+        except OSError: continue
+        for name in names:
+            m = re.match(r"(.+?)-([^-]+)(?:-py[\d.]+)?\.(?:dist|egg)-info$", name)
+            if m: found.add(re.sub(r"[-_.]+", "-", m.group(1)).lower() + " " + m.group(2))
+    return sorted(found)
 target = sys.argv[1]
 torch, cuda = version_of("torch")
 found = addresses()
@@ -80,15 +120,19 @@ src = source(target) if target else None
 print(json.dumps({"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
   "torch": torch, "cuda": cuda, "free_port": free_port(), "addresses": found,
   "modules": [m for m in ("fsspec", "numpy", "tokenizers", "tensorboard", "safetensors") if u.find_spec(m)],
-  "source": src, "hostname": socket.gethostname()}))
+  "source": src, "hostname": socket.gethostname(), "packages": packages(),
+  "venv": bool(u.find_spec("venv") and u.find_spec("ensurepip"))}))
 """
 
 
-def argv(*, workdir: str, python: str, agent: str = "", target: str = "", data: str = "") -> list[str]:
+def argv(
+    *, workdir: str, python: str, agent: str = "", target: str = "", data: str = "", full: bool = False
+) -> list[str]:
     """The command line of a probe; every value is an argument, none is spliced into script text.
 
     Args:
         target: IPv4 address whose route is asked for; empty: none.
         data: path of a file that the job will read on the host; empty: none.
+        full: ask for everything, as `hosts check` does.
     """
-    return ["sh", "-c", SHELL, "llmctl-probe", workdir, python, agent, target, PYTHON, data]
+    return ["sh", "-c", shell(full=full), "llmctl-probe", workdir, python, agent, target, PYTHON, data]
