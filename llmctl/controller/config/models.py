@@ -9,6 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from llmctl.wire.model import SIZES
+
 NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 ADDR = r"^[^\s\x00@,;'\"/\\-][^\s\x00@,;'\"/\\]*$"
@@ -33,17 +35,6 @@ EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
 Text = Annotated[str, StringConstraints(pattern=TEXT)]
 """Any text that can be an argument, a path or a variable's value: those end at a NUL."""
 Filled = Annotated[str, StringConstraints(pattern=FILLED)]
-
-SHAPES = {
-    "tiny": (192, 6, 2),
-    "small": (512, 8, 4),
-    "125m": (768, 12, 4),
-    "350m": (1024, 16, 8),
-    "1b": (2048, 32, 8),
-    "3b": (3072, 24, 8),
-    "7b": (4096, 32, 32),
-}
-"""`dim`, `heads` and `kv_heads` of each size, as in worker/model/sizes.py (a unit test compares them)."""
 
 
 class Strict(BaseModel):
@@ -165,8 +156,9 @@ class ModelSection(Strict):
     @model_validator(mode="after")
     def _numbers_fit(self) -> Self:
         """The worker would refuse the same, but on every host and after the push."""
-        dim, heads, kv_heads = SHAPES[self.size]
-        dim, heads, kv_heads = self.dim or dim, self.heads or heads, self.kv_heads or kv_heads
+        shape = SIZES[self.size]
+        dim, heads = self.dim or shape["dim"], self.heads or shape["heads"]
+        kv_heads = self.kv_heads or shape["kv_heads"]
         if dim % heads:
             raise ValueError(f"`dim` {dim} can't be divided by `heads` {heads}")
         if dim // heads % 2:
