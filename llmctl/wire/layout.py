@@ -5,6 +5,7 @@
   agent/<hash>/                 the same unpacked: PYTHONPATH of the workers
   code/<tree-hash>/             pushed source, shared by runs, never run in; renamed into place when whole
   cache/                        verified copies of shards
+  drained.json                  Drained: its presence keeps new runs off this host
   runs/<run-id>/
     node.json                   NodeSpec: what this host was told (no secrets)
     code/                       this run's own copy of the tree: the job's cwd
@@ -54,6 +55,10 @@ class HostLayout:
     @property
     def runs(self) -> str:
         return posixpath.join(self.workdir, "runs")
+
+    @property
+    def drained(self) -> str:
+        return posixpath.join(self.workdir, "drained.json")
 
     def tree(self, tree_hash: str) -> str:
         return posixpath.join(self.code, tree_hash)

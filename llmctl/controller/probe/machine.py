@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmctl.wire.records import Drained
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
@@ -131,15 +133,6 @@ class Skew:
 
     ahead: float
     error: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drained:
-    """The marker that keeps new runs off a host: who set it, when (Unix time) and why."""
-
-    by: str = ""
-    at: float = 0.0
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from typing import Any
 
 from llmctl.controller.probe.lines import below_unlimited, blocks, number, pairs, whole
-from llmctl.controller.probe.machine import CgroupLimits, Cpu, Disk, Drained, Limits
+from llmctl.controller.probe.machine import CgroupLimits, Cpu, Disk, Limits
+from llmctl.errors import IntegrityError
+from llmctl.wire import codec
+from llmctl.wire.records import Drained
 
 _IMPLEMENTER = {"0x41": "ARM", "0x4e": "NVIDIA", "0x61": "Apple", "0xc0": "Ampere", "0x48": "HiSilicon"}
 _ARM_PART = {"0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1", "0xd49": "Neoverse-N2", "0xd4f": "Neoverse-V2"}
@@ -202,14 +203,6 @@ def drained(text: str) -> Drained | None:
     if not text:
         return None
     try:
-        document: Any = json.loads(text)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
+        return codec.loads(Drained, text)
+    except IntegrityError:
         return Drained(reason="(its marker can't be read)")
-    at = document.get("at")
-    return Drained(
-        by=str(document.get("by", "")),
-        at=float(at) if isinstance(at, int | float) else 0.0,
-        reason=str(document.get("reason", "")),
-    )
