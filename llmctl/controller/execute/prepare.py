@@ -6,13 +6,16 @@ Nothing is started here, and one unfit host ends the whole preparation with ever
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.execute.identity import Recogniser
+from llmctl.controller.plan.parity import differences, refusals
+from llmctl.controller.plan.pool import pool_problems
 from llmctl.controller.plan.preflight import job_problems, manifest_path
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.probe.probe import probe
@@ -38,10 +41,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All hosts of a run, by name, and the tree that they now have."""
+    """All hosts of a run, by name, and the tree that they now have.
+
+    `notes`: what a person should hear: a reboot, a host that moved, a difference that was allowed.
+    """
 
     ready: dict[str, Ready]
     tree: Tree | None
+    notes: tuple[str, ...] = ()
 
     @property
     def facts(self) -> dict[str, HostFacts]:
@@ -56,21 +63,25 @@ def prepare(
     cache: Path,
     push: bool = True,
     progress: Callable[[int], None] | None = None,
+    recogniser: Recogniser | None = None,
+    allow_mismatch: Sequence[str] = (),
 ) -> Prepared:
     """Facts of every host, with code and agent pushed (unless `push` is False: a dry run).
 
     The tree is scanned while the hosts are being connected. `cache` is a folder of ours for the stat
     cache and for what was last pushed where. `progress` is told bytes as they are sent, from several threads.
+    `recogniser` refuses a machine that was swapped; `allow_mismatch` names what may differ between hosts.
 
     Raises:
-        HostErrors: at least one host is unreachable, untrusted, unfit, or could not be pushed to.
+        HostErrors: at least one host is unreachable, untrusted, unfit, unlike the others, or could not be
+            pushed to.
         ConfigError: the tree itself can't be pushed.
     """
     target = master_target(config.hosts[0])
     with _pushing(config, cache) as sending:
 
         def one(host: Host) -> Ready:
-            facts = _fit(host, config, connections, archive, target)
+            facts = _fit(host, config, connections, archive, target, recogniser)
             if not push:
                 return Ready(facts=facts, pushed=None)
             return _send(host, facts, connections, archive, sending, progress)
@@ -81,14 +92,48 @@ def prepare(
     if errors:
         raise HostErrors(errors)
     ready = {name: value for name, value in results.items() if isinstance(value, Ready)}
-    return Prepared(ready=ready, tree=tree)
+    notes = recogniser.lines() if recogniser else []
+    notes += _alike(config, ready, recogniser.keys if recogniser else {}, allow_mismatch)
+    return Prepared(ready=ready, tree=tree, notes=tuple(notes))
+
+
+def _alike(
+    config: RunConfig, ready: Mapping[str, Ready], keys: Mapping[str, str], allowed: Sequence[str]
+) -> list[str]:
+    """The parity gate: notes about what was allowed. Raises HostErrors, one per thing that differs."""
+    facts = {name: one.facts for name, one in ready.items()}
+    code = {name: one.pushed.tree_hash for name, one in ready.items() if one.pushed}
+    wanted = config.job.train.backend
+    gpus = wanted == "nccl" or (wanted == "auto" and all(known.gpus for known in facts.values()))
+    found = differences(facts, code=code, gpus=gpus)
+    errors: list[LlmctlError] = [
+        PreflightError(
+            one.message,
+            stage="parity",
+            hint=f"make the hosts alike, or --allow-mismatch {one.what} if you know why",
+        )
+        for one in refusals(found, allowed)
+    ]
+    errors += [
+        PreflightError(verdict.message, host=verdict.host, stage="check", hint=verdict.hint)
+        for verdict in pool_problems(config.hosts, facts, keys)
+    ]
+    if errors:
+        raise HostErrors(errors)
+    return [f"{one.message}; allowed by --allow-mismatch" for one in found]
 
 
 def facts_of(
-    host: Host, connections: Connections, *, agent: str = "", target: str = "", data: str = ""
+    host: Host,
+    connections: Connections,
+    *,
+    agent: str = "",
+    target: str = "",
+    data: str = "",
+    full: bool = False,
 ) -> HostFacts:
     """The facts of one host, with the address by which we reach it."""
-    facts = probe(connections.get(host.name), host, agent=agent, target=target, data=data)
+    facts = probe(connections.get(host.name), host, agent=agent, target=target, data=data, full=full)
     return replace(facts, reached_by=None if host.is_local else master_target(host) or None)
 
 
@@ -112,11 +157,18 @@ def _pushing(config: RunConfig, cache: Path) -> AbstractContextManager[Push | No
 
 
 def _fit(
-    host: Host, config: RunConfig, connections: Connections, archive: AgentArchive, target: str
+    host: Host,
+    config: RunConfig,
+    connections: Connections,
+    archive: AgentArchive,
+    target: str,
+    recogniser: Recogniser | None,
 ) -> HostFacts:
     """The host's facts; raises PreflightError with the first reason against the job."""
     data = manifest_path(config.job)
     facts = facts_of(host, connections, agent=archive.hash, target=target, data=data)
+    if recogniser:
+        recogniser.check(host, facts.more, connections)
     found = job_problems(host, facts, config.job)
     if found:
         first = found[0]

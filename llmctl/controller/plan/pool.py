@@ -33,6 +33,13 @@ def pool_verdicts(
     ]
 
 
+def pool_problems(
+    hosts: Sequence[Host], facts: Mapping[str, HostFacts], keys: Mapping[str, str] | None = None
+) -> list[Verdict]:
+    """What keeps these hosts from running one job together, parity apart."""
+    return [verdict for verdict in pool_verdicts(hosts, facts, keys) if verdict.level is Level.UNFIT]
+
+
 def _shared_workdirs(hosts: Sequence[Host], facts: Mapping[str, HostFacts]) -> Iterator[Verdict]:
     """Run directories go by the run's id only: on a shared home two hosts would overwrite each other."""
     for first, second in _twins(hosts, lambda host: _workdir_key(facts[host.name])):

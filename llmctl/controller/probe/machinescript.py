@@ -13,12 +13,18 @@ have() { command -v "$1" >/dev/null 2>&1; }
 within() { S=$1; shift; if have timeout; then timeout "$S" "$@"; else "$@"; fi; } 2>/dev/null
 """
 
-MACHINE = r"""
+CLOCK = r"""
 sec clock; date +%s.%N
+"""
+
+IDENTITY = r"""
 sec identity
 one boot_id /proc/sys/kernel/random/boot_id
 if [ -s /etc/machine-id ]; then one machine_id /etc/machine-id
 else one machine_id /var/lib/dbus/machine-id; fi
+"""
+
+MACHINE = r"""
 one hostname /proc/sys/kernel/hostname; NAME=$L
 one uptime /proc/uptime
 printf 'user\t%s\n' "$(id -un 2>/dev/null)"

@@ -105,7 +105,7 @@ def machine(part: dict[str, str]) -> Machine:
 
 _MACHINE_SECTIONS = (
     "identity", "resolves", "cpu", "meminfo", "cgroup", "limits", "disks", "inodes", "mounts", "links",
-    "addresses", "fabric", "ibstat", "gpuapps", "xid", "smi", "virt", "runtimes", "cuda", "firewall",
+    "addresses", "fabric", "ibstat", "gpus", "gpuapps", "xid", "smi", "virt", "runtimes", "cuda", "firewall",
     "pythons", "drained", "sums",
 )  # fmt: skip
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 from llmctl.controller.config.types import Host
 from llmctl.controller.probe import script
 from llmctl.controller.probe.facts import HostFacts
-from llmctl.controller.probe.machine import Skew
-from llmctl.controller.probe.parsers import host_times, parse
+from llmctl.controller.probe.machine import Machine, Skew
+from llmctl.controller.probe.parsers import host_times, machine, parse, sections
 from llmctl.controller.probe.system import ahead
 from llmctl.controller.transport.base import Transport
 from llmctl.errors import RemoteCommandError
 
 DEADLINE_S = 30.0
+LOOK_DEADLINE_S = 10.0
 
 
 def probe(
@@ -58,3 +59,21 @@ def probe(
         return facts
     skew, wrong = ahead(sent, arrived, *times)
     return replace(facts, more=replace(facts.more, skew=Skew(ahead=skew, error=wrong)))
+
+
+def look(transport: Transport, host: Host) -> Machine:
+    """Which machine this is: machine-id and boot-id, nothing else; nothing is made or started there.
+
+    Raises:
+        RemoteCommandError: the host runs no POSIX shell.
+    """
+    done = transport.run(script.LOOK, deadline_s=LOOK_DEADLINE_S, stage="identity")
+    found = sections("\n" + done.stdout.decode(errors="replace"))
+    if "end" not in found:
+        raise RemoteCommandError(
+            f"it did not say which machine it is (exit {done.code}): {done.stderr_tail(1)}",
+            host=host.name,
+            stage="identity",
+            hint=f"try: ssh {host.addr} sh -c true",
+        )
+    return machine(found)

@@ -10,8 +10,11 @@ from llmctl.controller.probe import machinescript
 
 MARK = "@@llmctl:"
 
-_HEAD = r"""
+_SEC = r"""
 sec() { printf '\n@@llmctl:%s\n' "$1"; }
+"""
+
+_HEAD = r"""
 PATH="$PATH:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 W=$1; PY=$2; AGENT=$3; TARGET=$4
 case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
@@ -50,7 +53,10 @@ GPU_FIELDS = (
 _SHELL = (
     f"GPU={','.join(GPU_FIELDS)}\n"
     + machinescript.HELPERS
+    + _SEC
     + _HEAD
+    + machinescript.CLOCK
+    + machinescript.IDENTITY
     + machinescript.MACHINE
     + "{full}"
     + _TAIL
@@ -123,6 +129,15 @@ print(json.dumps({"executable": sys.executable, "version": "%d.%d.%d" % sys.vers
   "source": src, "hostname": socket.gethostname(), "packages": packages(),
   "venv": bool(u.find_spec("venv") and u.find_spec("ensurepip"))}))
 """
+
+
+LOOK = [
+    "sh",
+    "-c",
+    machinescript.HELPERS + _SEC + machinescript.IDENTITY + "sec end\n",
+    "llmctl-look",
+]
+"""The command line that asks only which machine this is: nothing is made or started there."""
 
 
 def argv(
