@@ -345,18 +345,17 @@ def _foreign(case: _Case) -> Iterator[Verdict]:
 
 def _held(case: _Case, gpu: Gpu, held: list[GpuProcess]) -> Iterator[Verdict]:
     memory = sum(process.memory or 0 for process in held)
-    exclusive = (gpu.compute_mode or "").replace(" ", "").lower().startswith(("exclusive", "e.process"))
-    if memory < FOREIGN_WARN and not exclusive:
+    if memory < FOREIGN_WARN and not gpu.exclusive:
         return
     first = held[0]
     who = f"run {first.run}" if first.run else f"{first.name or 'a process'} of {first.user or 'someone'}"
     more = f" and {len(held) - 1} more" if len(held) > 1 else ""
     fix = f"llmctl stop {first.run}" if first.run else f"on {case.host.name}: kill {first.pid}, if it may end"
     yield case.graver(
-        case.uses_gpus and (exclusive or (gpu.memory > 0 and memory > gpu.memory * FOREIGN_UNFIT)),
+        case.uses_gpus and (gpu.exclusive or (gpu.memory > 0 and memory > gpu.memory * FOREIGN_UNFIT)),
         "foreign",
         f"GPU {gpu.index}: {who} (pid {first.pid}){more} holds {memory / 1e9:.1f} GB"
-        + (", and the GPU takes one process only" if exclusive else ""),
+        + (", and the GPU takes one process only" if gpu.exclusive else ""),
         fix,
     )
 

@@ -15,6 +15,7 @@ class Gpu:
         memory: 0 where unknown (integrated GPUs share the host's).
         ecc_errors: uncorrected memory errors since boot; retired: pages wait for a reboot to be retired.
         mig: MIG mode is on: the GPU is cut into slices that torch sees as devices of their own.
+        exclusive: it takes one process only. lost: its driver lists it but can't reach it.
     """
 
     index: int
@@ -28,7 +29,7 @@ class Gpu:
     ecc_errors: int | None = None
     retired: bool = False
     mig: bool = False
-    compute_mode: str | None = None
+    exclusive: bool = False
     temperature: int | None = None
     lost: bool = False
 

@@ -43,10 +43,15 @@ def _nvidia_row(line: str) -> Gpu | None:
         ecc_errors=whole(ecc),
         retired=retired.lower() == "yes",
         mig=mig.lower() == "enabled",
-        compute_mode=mode if mode and mode[0] != "[" else None,
+        exclusive=_exclusive(mode),
         temperature=whole(temperature),
         lost=any(_LOST.search(field) for field in (model, total, used, temperature)),
     )
+
+
+def _exclusive(mode: str) -> bool:
+    """`Exclusive_Process` to a question, `E. Process` in the table."""
+    return mode.lower().startswith(("exclusive", "e. process", "e.process"))
 
 
 def complaint(text: str) -> str | None:
@@ -91,48 +96,55 @@ def table_gpus(text: str) -> tuple[Gpu, ...]:
     The table has two or three lines per GPU: name and bus; memory and mode; MIG. Names may be cut short.
     """
     driver = table_driver(text)[0] or "unknown"
-    found: list[Gpu] = []
     lines = re.split("Processes:|MIG devices:", text, maxsplit=1)[0].splitlines()
-    for number, line in enumerate(lines):
-        head = re.match(
-            r"\|\s+(\d+)\s+(\S.*?)\s*\|\s*([0-9A-Fa-f]{4,8}:[0-9A-Fa-f:.]+)\s+\S+\s*\|\s*(.+?)\s*\|", line
-        )
-        if head is None:
-            continue
-        body = lines[number + 1] if number + 1 < len(lines) else ""
-        third = lines[number + 2] if number + 2 < len(lines) else ""
-        used = re.search(r"(\d+) ?MiB\s*/\s*(\d+) ?MiB", body)
-        mode = re.search(r"\|\s*(?:N/A|ERR!|\d+%)?\s+(Default|E\. ?Process|Prohibited)\s*\|\s*\Z", body)
-        found.append(
-            Gpu(
-                index=int(head[1]),
-                model=re.sub(r"\s+(?:On|Off|N/A)\Z", "", head[2]),
-                memory=int(used[2]) * MIB if used else 0,
-                driver=driver,
-                pci=head[3],
-                used=int(used[1]) * MIB if used else None,
-                ecc_errors=whole(head[4]),
-                mig=bool(re.search(r"\|\s*Enabled\s*\|\s*\Z", third)),
-                compute_mode=mode[1] if mode else None,
-                lost=bool(_LOST.search(f"{head[2]} {body}")),
-            )
-        )
-    return tuple(found)
+    heads = ((number, match) for number, line in enumerate(lines) if (match := _HEAD.match(line)))
+    return tuple(_table_row(match, [*lines[number + 1 :], "", ""], driver) for number, match in heads)
+
+
+_HEAD = re.compile(
+    r"\|\s+(\d+)\s+(\S.*?)\s*\|\s*(N/A|[0-9A-Fa-f]{4,8}:[0-9A-Fa-f:.]+)\s+\S+\s*\|\s*(.+?)\s*\|"
+)
+"""`|   0  NVIDIA A100-SXM...  On   | 00000000:01:00.0 Off |                    0 |`"""
+
+
+def _table_row(head: re.Match[str], below: list[str], driver: str) -> Gpu:
+    body, third = below[:2] if "+--" not in below[1] else (below[0], "")
+    used = re.search(r"(\d+) ?Mi?B\s*/\s*(\d+) ?Mi?B", body)
+    mode = re.search(r"\s(Default|E\. ?Process|Prohibited)\s*\|\s*\Z", body)
+    # One ERR! is a broken sensor (mostly the fan's); a GPU that is lost has them in other columns as well.
+    errors = f"{head[0]} {body} {third}".count("ERR!")
+    return Gpu(
+        index=int(head[1]),
+        model=re.sub(r"\s+(?:On|Off|N/A)\Z", "", head[2]),
+        memory=int(used[2]) * MIB if used else 0,
+        driver=driver,
+        pci=head[3] if ":" in head[3] else None,
+        used=int(used[1]) * MIB if used else None,
+        ecc_errors=whole(head[4]),
+        mig=bool(re.search(r"\|\s*Enabled\s*\|\s*\Z", third)),
+        exclusive=_exclusive(mode[1] if mode else ""),
+        lost=errors > 1 or head[4] == "ERR!",
+    )
 
 
 def xids(text: str) -> tuple[Xid, ...]:
-    """Driver faults from the kernel's log; `fallen off the bus` without a number is 79."""
+    """Driver faults from the kernel's log, the last of each kind; `fallen off the bus` is 79, with or without.
+
+    Newer drivers break that sentence into three lines, of which only the first names the GPU.
+    """
     found: dict[tuple[str, int], Xid] = {}
+    lost = ""
     for line in text.splitlines():
         numbered = re.search(r"NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+), ?(.*)", line)
-        fallen = re.search(r"NVRM: .*?([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}).*fallen off", line)
+        named = re.search(r"NVRM: .*?GPU (?:at PCI:)?([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2})", line)
+        lost = named[1] if named else lost
         if numbered:
             xid = Xid(pci=numbered[1], code=int(numbered[2]), text=numbered[3].strip())
-        elif fallen:
-            xid = Xid(pci=fallen[1], code=79, text="GPU has fallen off the bus")
+        elif "fallen off the bus" in line and lost:
+            xid = Xid(pci=lost, code=79, text="GPU has fallen off the bus")
         else:
             continue
-        found[xid.pci, xid.code] = xid  # the last one of each kind
+        found[xid.pci, xid.code] = xid
     return tuple(found.values())
 
 
@@ -171,7 +183,13 @@ def _rocm(document: dict[str, Any]) -> tuple[Gpu, ...]:
                 used=used,
             )
         )
-    return tuple(sorted(found, key=lambda gpu: gpu.index))
+    return _worth_training_on(sorted(found, key=lambda gpu: gpu.index))
+
+
+def _worth_training_on(found: list[Gpu]) -> tuple[Gpu, ...]:
+    """Without the processor's own small GPU, where there is a real one beside it."""
+    largest = max((gpu.memory for gpu in found), default=0)
+    return tuple(gpu for gpu in found if gpu.memory * 16 >= largest)
 
 
 def _amd_static(text: str) -> tuple[Gpu, ...]:

@@ -90,7 +90,7 @@ while IFS=, read -r G I R; do
 done
 sec xid; have nvidia-smi &&
   { dmesg || [ -z "$FULL" ] || within 5 journalctl -k -b -q --no-pager; } 2>/dev/null |
-  grep -E 'NVRM: (Xid|GPU .*fallen off|.*fallen off)' | tail -n 40
+  grep -E 'NVRM: (Xid|.*fallen off|The NVIDIA GPU|GPU at )' | tail -n 60
 sec rocm
 if have rocm-smi; then
   within 10 rocm-smi --showproductname --showmeminfo vram --showdriverversion --json
