@@ -102,7 +102,7 @@ def table_gpus(text: str) -> tuple[Gpu, ...]:
 
 
 _HEAD = re.compile(
-    r"\|\s+(\d+)\s+(\S.*?)\s*\|\s*(N/A|[0-9A-Fa-f]{4,8}:[0-9A-Fa-f:.]+)\s+\S+\s*\|\s*(.+?)\s*\|"
+    r"\|\s+(\d+)\s+(\S.*?)\s*\|\s*(N/A|[0-9A-Fa-f]{4,}:[0-9A-Fa-f:.]+)\s+\S+\s*\|\s*(.+?)\s*\|"
 )
 """`|   0  NVIDIA A100-SXM...  On   | 00000000:01:00.0 Off |                    0 |`"""
 
@@ -128,7 +128,7 @@ def _table_row(head: re.Match[str], below: list[str], driver: str) -> Gpu:
 
 
 def xids(text: str) -> tuple[Xid, ...]:
-    """Driver faults from the kernel's log, the last of each kind; `fallen off the bus` is 79, with or without.
+    """Driver faults from the kernel's log, the last of each kind; `fallen off the bus` is 79.
 
     Newer drivers break that sentence into three lines, of which only the first names the GPU.
     """

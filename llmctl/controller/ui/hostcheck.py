@@ -61,17 +61,22 @@ class Board:
             self._live.stop()
 
     def _picture(self) -> RenderableType:
-        """As many hosts as the terminal has lines, those that answered last; nothing scrolls away."""
+        """As many hosts as the terminal has lines; where there are more, those that are fine go first."""
         console = self._screen.err
         room = max(1, console.height - ROOM_BELOW)
-        shown = dict(list(self._results.items())[:room])
+        left_out = len(self._results) - room
+        fine = [name for name, result in self._results.items() if verdict_word(result) == "ok"]
+        hidden = set(fine[: max(0, left_out)])
+        kept = [name for name in self._results if name not in hidden][:room]
+        shown = {name: self._results[name] for name in kept}
         return Group(results_table(shown, console.width), progress(self._results))
 
 
 def progress(results: Mapping[str, Result | None]) -> Text:
     """`57 of 100 answered · 2 unfit · waiting for c, d`."""
     waiting = [name for name, result in results.items() if result is None]
-    bad = sum(verdict_word(result) in BAD for result in results.values())
+    words = [verdict_word(result) for result in results.values()]
+    bad = sum(word in BAD for word in words)
     parts = [f"{len(results) - len(waiting)} of {len(results)} answered"]
     parts += [f"{bad} unfit"] if bad else []
     parts += [f"waiting for {names(waiting)}"] if waiting else []
@@ -79,7 +84,7 @@ def progress(results: Mapping[str, Result | None]) -> Text:
 
 
 def show_results(screen: Screen, results: Mapping[str, Result]) -> None:
-    """The table and the warnings on stdout; what keeps a host from training is the caller's error to raise."""
+    """The table and the warnings on stdout; what makes a host unfit is the caller's error to raise."""
     screen.out.print(results_table(dict(results), screen.out.width))
     for line in warning_lines(results):
         screen.out.print(line)
