@@ -80,7 +80,7 @@ sec fabric; for d in /sys/class/infiniband/*/ports/*; do
   one state $d/state; one rate $d/rate; one layer $d/link_layer
 done
 sec ibstat; [ -d /sys/class/infiniband ] || { have ibstat && within 5 ibstat; } 2>/dev/null
-sec gpuapps; have nvidia-smi && within 10 nvidia-smi \
+sec gpuapps; have nvidia-smi && [ -z "$HUNG" ] && within 5 nvidia-smi \
   --query-compute-apps=gpu_uuid,pid,used_memory,process_name --format=csv,noheader,nounits 2>&1 |
 while IFS=, read -r G I R; do
   I=${I# }
@@ -100,7 +100,7 @@ sec sums; N=0; for d; do N=$((N+1)); [ $N -le 5 ] || { [ -r "$d" ] && cksum <"$d
 """
 
 FULL = r"""
-sec smi; have nvidia-smi && within 10 nvidia-smi 2>&1
+sec smi; have nvidia-smi && [ -z "$HUNG" ] && within 5 nvidia-smi 2>&1
 sec virt; have systemd-detect-virt && within 3 systemd-detect-virt
 one vendor /sys/class/dmi/id/sys_vendor; one product /sys/class/dmi/id/product_name
 for f in /.dockerenv /run/.containerenv /.singularity.d; do [ -e $f ] && printf 'container\t%s\n' $f; done

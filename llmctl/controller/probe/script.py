@@ -29,10 +29,13 @@ sec workdir; printf '%s\n' "$W"
 sec disk; df -Pk "$W" 2>/dev/null || df -Pk "$HOME"
 sec tools; for t in tar zstd gzip cp; do command -v $t >/dev/null 2>&1 && echo $t; done
 CSV=--format=csv,noheader,nounits
-sec gpus; have nvidia-smi && { O=$(within 20 nvidia-smi --query-gpu="$GPU" $CSV 2>&1) ||
-  # An older driver refuses the whole question for one field that it doesn't know.
-  O=$(within 20 nvidia-smi --query-gpu=index,name,memory.total,driver_version $CSV 2>&1)
-  printf '%s\n' "$O"; }
+sec gpus; if have nvidia-smi; then
+  # An older driver refuses the whole question for one field that it doesn't know; a hung one is asked once.
+  O=$(within 10 nvidia-smi --query-gpu="$GPU" $CSV 2>&1) || { [ $? = 124 ] && HUNG=1; } ||
+    O=$(within 10 nvidia-smi --query-gpu=index,name,memory.total,driver_version $CSV 2>&1)
+  [ -z "$HUNG" ] || O="nvidia-smi did not answer within 10 s"
+  printf '%s\n' "$O"
+fi
 sec agent; [ -n "$AGENT" ] && { wc -c <"$W/agent/$AGENT.pyz"; } 2>/dev/null
 sec data; [ -z "$6" ] || { [ -f "$6" ] && echo there || echo missing; }
 """
@@ -51,7 +54,8 @@ GPU_FIELDS = (
 """The first four are what an older driver is asked for; parsers.gpus reads by position."""
 
 _SHELL = (
-    f"GPU={','.join(GPU_FIELDS)}\n"
+    "HUNG=\n"
+    + f"GPU={','.join(GPU_FIELDS)}\n"
     + machinescript.HELPERS
     + _SEC
     + _HEAD
