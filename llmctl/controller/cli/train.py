@@ -228,6 +228,8 @@ def _prepare(
             allow_mismatch=allowed,
         )
         stage.text = hosts_line(config.hosts, prepared.facts)
+    if prepared.alike:
+        stages.line("parity", prepared.alike)
     if prepared.tree is not None:
         for line in tree_warnings(prepared.tree):
             session.screen.warn(line)

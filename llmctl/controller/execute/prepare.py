@@ -14,7 +14,7 @@ from pathlib import Path
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.execute.identity import Recogniser
-from llmctl.controller.plan.parity import differences, refusals
+from llmctl.controller.plan.parity import compared, differences, refusals, summary
 from llmctl.controller.plan.pool import pool_problems
 from llmctl.controller.plan.preflight import job_problems, manifest_path
 from llmctl.controller.probe.facts import HostFacts
@@ -44,11 +44,13 @@ class Prepared:
     """All hosts of a run, by name, and the tree that they now have.
 
     `notes`: what a person should hear: a reboot, a host that moved, a difference that was allowed.
+    `alike`: in what the hosts agree, in one line; empty for a single host.
     """
 
     ready: dict[str, Ready]
     tree: Tree | None
     notes: tuple[str, ...] = ()
+    alike: str = ""
 
     @property
     def facts(self) -> dict[str, HostFacts]:
@@ -93,14 +95,18 @@ def prepare(
         raise HostErrors(errors)
     ready = {name: value for name, value in results.items() if isinstance(value, Ready)}
     notes = recogniser.lines() if recogniser else []
-    notes += _alike(config, ready, recogniser.keys if recogniser else {}, allow_mismatch)
-    return Prepared(ready=ready, tree=tree, notes=tuple(notes))
+    allowed_notes, alike = _alike(config, ready, recogniser.keys if recogniser else {}, allow_mismatch)
+    return Prepared(ready=ready, tree=tree, notes=(*notes, *allowed_notes), alike=alike)
 
 
 def _alike(
     config: RunConfig, ready: Mapping[str, Ready], keys: Mapping[str, str], allowed: Sequence[str]
-) -> list[str]:
-    """The parity gate: notes about what was allowed. Raises HostErrors, one per thing that differs."""
+) -> tuple[list[str], str]:
+    """The parity gate: notes about what was allowed, and what the hosts share.
+
+    Raises:
+        HostErrors: one error per thing that differs, or that keeps these hosts from running one job.
+    """
     facts = {name: one.facts for name, one in ready.items()}
     code = {name: one.pushed.tree_hash for name, one in ready.items() if one.pushed}
     wanted = config.job.train.backend
@@ -120,7 +126,8 @@ def _alike(
     ]
     if errors:
         raise HostErrors(errors)
-    return [f"{one.message}; allowed by --allow-mismatch" for one in found]
+    told = summary(compared(facts, code=code, gpus=gpus), allowed) if len(facts) > 1 else ""
+    return [f"{one.message}; allowed by --allow-mismatch" for one in found], told
 
 
 def facts_of(

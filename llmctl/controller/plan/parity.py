@@ -55,6 +55,18 @@ def differences(
         code: hash of the code tree that each host now has, where code was pushed.
         gpus: the job uses GPUs; else drivers, CUDA and NCCL may differ.
     """
+    found = []
+    for what, values in compared(facts, code=code, gpus=gpus).items():
+        difference = _difference(what, values)
+        if difference is not None:
+            found.append(difference)
+    return _without_echoes(found, facts)
+
+
+def compared(
+    facts: Mapping[str, HostFacts], *, code: Mapping[str, str] | None = None, gpus: bool = True
+) -> dict[str, dict[str, str]]:
+    """For each of FIELDS every host's value, `-` where it has none; the same arguments as `differences`."""
     readers: dict[str, Callable[[HostFacts], str | None]] = {
         "python": _python,
         "torch": lambda f: f.python.torch if f.python else None,
@@ -65,13 +77,19 @@ def differences(
         "data": _data,
         ENV: _environment,
     }
-    found = []
-    for what in FIELDS:
-        values = {name: readers[what](known) or "-" for name, known in facts.items()}
-        difference = _difference(what, values)
-        if difference is not None:
-            found.append(difference)
-    return _without_echoes(found, facts)
+    return {what: {name: readers[what](f) or "-" for name, f in facts.items()} for what in FIELDS}
+
+
+def summary(values: Mapping[str, Mapping[str, str]], allowed: Sequence[str] = ()) -> str:
+    """`python 3.12 · torch 2.13.0 · env 106 packages, 1f2e3d`: what is shared, what is not."""
+    parts = []
+    for what, by_host in values.items():
+        found = set(by_host.values())
+        if len(found) > 1:
+            parts.append(f"{what} differs" + (" (allowed)" if what in allowed else ""))
+        elif found != {"-"} and what != "data":
+            parts.append(f"{what} {found.pop()}")
+    return " · ".join(parts)
 
 
 def refusals(found: Sequence[Difference], allowed: Sequence[str]) -> list[Difference]:

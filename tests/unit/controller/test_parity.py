@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.controller.plan.parity import FIELDS, changed_packages, differences, parse_allowed, refusals
+from llmctl.controller.plan.parity import (
+    FIELDS,
+    changed_packages,
+    compared,
+    differences,
+    parse_allowed,
+    refusals,
+    summary,
+)
 from llmctl.controller.plan.pool import pool_problems, pool_verdicts
 from llmctl.controller.plan.verdicts import Level
 from llmctl.controller.probe.facts import Gpu, HostFacts
@@ -85,6 +93,14 @@ def test_code_and_data_are_compared_too() -> None:
     known["b"] = dataclasses.replace(known["b"], more=Machine(data=("123 456",)))
     found = differences(known, code={"a": "f" * 64, "b": "f" * 64, "c": "0" * 64})
     assert [(f.what, list(f.odd)) for f in found] == [("code", ["c"]), ("data", ["b"])]
+
+
+def test_the_summary_says_what_is_shared_and_what_is_not() -> None:
+    """One line for a person: versions, and what was let pass."""
+    line = summary(compared(three(), gpus=False))
+    assert line.startswith("python 3.12 · torch 2.13.0 · env 3 packages, ")
+    line = summary(compared(three(torch="2.12"), gpus=False), ("torch",))
+    assert line.startswith("python 3.12 · torch differs (allowed) · env ")
 
 
 def test_only_what_is_allowed_passes() -> None:
