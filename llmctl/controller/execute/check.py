@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.types import Host
+from llmctl.controller.execute.facts import facts_of, master_target
 from llmctl.controller.execute.identity import Recogniser
-from llmctl.controller.execute.prepare import facts_of, master_target
 from llmctl.controller.plan.pool import pool_verdicts
 from llmctl.controller.plan.preflight import manifest_path, verdicts
 from llmctl.controller.plan.verdicts import Level, Verdict

@@ -5,25 +5,23 @@ Nothing is started here, and one unfit host ends the whole preparation with ever
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.execute.facts import facts_of, master_target
 from llmctl.controller.execute.identity import Recogniser
 from llmctl.controller.plan.parity import compared, differences, refusals, summary
 from llmctl.controller.plan.pool import pool_problems
 from llmctl.controller.plan.preflight import job_problems, manifest_path
 from llmctl.controller.probe.facts import HostFacts
-from llmctl.controller.probe.probe import probe
 from llmctl.controller.transport.files import push_file
 from llmctl.controller.transport.pool import Connections
 from llmctl.controller.transport.push import Push, PushResult
 from llmctl.controller.transport.pushmemory import PushMemory
-from llmctl.controller.transport.sshconfig import resolve
 from llmctl.controller.transport.tree import Tree, scan
 from llmctl.errors import HostErrors, LlmctlError, PreflightError
 from llmctl.wire.layout import HostLayout
@@ -128,31 +126,6 @@ def _alike(
         raise HostErrors(errors)
     told = summary(compared(facts, code=code, gpus=gpus), allowed) if len(facts) > 1 else ""
     return [f"{one.message}; allowed by --allow-mismatch" for one in found], told
-
-
-def facts_of(
-    host: Host,
-    connections: Connections,
-    *,
-    agent: str = "",
-    target: str = "",
-    data: str = "",
-    full: bool = False,
-) -> HostFacts:
-    """The facts of one host, with the address by which we reach it."""
-    facts = probe(connections.get(host.name), host, agent=agent, target=target, data=data, full=full)
-    return replace(facts, reached_by=None if host.is_local else master_target(host) or None)
-
-
-def master_target(host: Host) -> str:
-    """The IPv4 address of a host as this machine resolves it; empty where it can't."""
-    if host.internal_addr:
-        return host.internal_addr
-    name = "127.0.0.1" if host.is_local else resolve(host, config_path=None).hostname
-    try:
-        return socket.gethostbyname(name)
-    except OSError:
-        return ""
 
 
 def _pushing(config: RunConfig, cache: Path) -> AbstractContextManager[Push | None]:

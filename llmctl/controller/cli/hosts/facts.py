@@ -34,7 +34,7 @@ def facts(
     """Show everything that one look at each host finds, without judging it."""
     from llmctl.controller.cli.hosts.choose import chosen_hosts
     from llmctl.controller.cli.session import Session
-    from llmctl.controller.execute.prepare import facts_of
+    from llmctl.controller.execute.facts import facts_of
     from llmctl.controller.probe.facts import HostFacts
     from llmctl.controller.ui.hostfacts import fact_lines
     from llmctl.errors import HostErrors, LlmctlError
