@@ -9,6 +9,7 @@ Needs root: the hosts are namespaces of this machine, whose cores do the work of
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import shutil
 import sys
@@ -60,7 +61,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--ansible", default=shutil.which("ansible"))
     options = parser.parse_args()
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    root = Path(__file__).parents[2]
+    os.environ["PYTHONPATH"] = str(root)
+    compileall.compile_dir(root / "llmctl", quiet=1)  # as an installed package is
     with Lab.up(options.hosts) as lab, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = [f"h{i}" for i in range(options.names)]
