@@ -27,11 +27,11 @@ else one machine_id /var/lib/dbus/machine-id; fi
 MACHINE = r"""
 one hostname /proc/sys/kernel/hostname; NAME=$L
 one uptime /proc/uptime
-printf 'user\t%s\n' "$(id -un 2>/dev/null)"
+ME=$(id -un 2>/dev/null); printf 'user\t%s\n' "$ME"
 printf 'workdir\t%s\n' "$(stat -L -c %d:%i "$W" 2>/dev/null)"
 sec resolves; have getent && { within 3 getent ahostsv4 "$NAME" || echo none; }
 sec cpu; sed -n '/^$/q;p' /proc/cpuinfo 2>/dev/null
-printf 'processors\t%s\n' "$(grep -c '^processor' /proc/cpuinfo 2>/dev/null)"
+one online /sys/devices/system/cpu/online
 one smt /sys/devices/system/cpu/smt/active
 sec meminfo
 while read -r K V U; do
@@ -101,7 +101,7 @@ sec sums; N=0; for d; do N=$((N+1)); [ $N -le 5 ] || { [ -r "$d" ] && cksum <"$d
 
 FULL = r"""
 sec smi; have nvidia-smi && [ -z "$HUNG" ] && within 5 nvidia-smi 2>&1
-sec virt; have systemd-detect-virt && within 3 systemd-detect-virt
+sec virt; have systemd-detect-virt && systemd-detect-virt
 one vendor /sys/class/dmi/id/sys_vendor; one product /sys/class/dmi/id/product_name
 for f in /.dockerenv /run/.containerenv /.singularity.d; do [ -e $f ] && printf 'container\t%s\n' $f; done
 sec runtimes; for t in docker podman apptainer singularity nerdctl enroot nvidia-ctk; do
@@ -113,7 +113,7 @@ for f in /usr/lib/*/libnccl.so.2.* /usr/lib64/libnccl.so.2.* /usr/local/lib/libn
 sec firewall; for t in nft iptables ufw firewall-cmd; do have $t && echo "tool $t"; done
 [ -r /etc/ufw/ufw.conf ] &&
   while read -r L; do case $L in ENABLED=*) echo "ufw $L";; esac; done </etc/ufw/ufw.conf
-if [ "$(id -u)" != 0 ]; then :
+if [ "$ME" != root ]; then :
 elif have nft; then echo asked; within 3 nft list chains || echo unreadable
 elif have iptables; then echo asked; within 3 iptables -S INPUT || echo unreadable; fi 2>/dev/null
 sec pythons
@@ -124,6 +124,7 @@ B=; for d in $(IFS=:; echo $PATH) "$HOME/.venv/bin" "$HOME/venv/bin" "$HOME/mini
   case " $B " in *" $d "*) continue;; esac; B="$B $d"
   for p in "$d"/python3 "$d"/python3.[0-9] "$d"/python3.[0-9][0-9]; do
     [ -x "$p" ] || continue
+    [ "$p" != "$d/python3" ] && [ "$p" -ef "$d/python3" ] && continue
     printf 'python\t%s\t%s\n' "$p" "$(within 2 "$p" -V 2>&1)"
     for s in "$d"/../lib/python3*/ensurepip; do [ -d "$s" ] && echo "pip $s"; done
     for s in "$d"/../lib/python3*/site-packages/torch-*.dist-info \

@@ -16,7 +16,7 @@ _ARM_PART = {"0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1", "0xd49": "Neoverse-
 
 
 def cpu(text: str) -> Cpu:
-    """From /proc/cpuinfo (its first block is enough) with `processors` and `smt` lines below.
+    """From /proc/cpuinfo (its first block is enough) with `online` (`0-63`) and `smt` lines below.
 
     x86 tells cores and threads per socket; ARM tells neither, but whether threads share cores.
     """
@@ -25,7 +25,7 @@ def cpu(text: str) -> Cpu:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     told = pairs(text)
-    logical = whole(told.get("processors")) or len(re.findall(r"(?m)^processor\s*:", text)) or None
+    logical = cpu_list(told.get("online", "")) or len(re.findall(r"(?m)^processor\s*:", text)) or None
     return Cpu(model=_model(fields), logical=logical, physical=_physical(fields, told.get("smt"), logical))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -12,7 +13,8 @@ from rich.console import Console
 from llmctl.controller.execute.check import Checked
 from llmctl.controller.plan.verdicts import Level, Verdict
 from llmctl.controller.ui.columns import GAP, fitting
-from llmctl.controller.ui.hostcheck import progress, results_table, verdict_word, warning_lines
+from llmctl.controller.ui.console import Screen
+from llmctl.controller.ui.hostcheck import Board, progress, results_table, verdict_word, warning_lines
 from llmctl.controller.ui.hostclean import clean_lines
 from llmctl.controller.ui.hostfacts import fact_lines
 from llmctl.errors import HostUnreachableError
@@ -120,3 +122,30 @@ def test_what_clean_freed_is_one_line_and_a_dry_run_lists() -> None:
     assert line == "a  4.0 MB freed · 1 code tree, 1 run · left alone, live: demo-1"
     assert len(clean_lines("a", report, dry_run=True)) == 3
     assert clean_lines("a", CleanReport(), dry_run=False) == ["a  nothing to remove"]
+
+
+def test_the_live_table_fills_while_hosts_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal each answer changes the picture; without one nothing is drawn."""
+    with Board(Screen(color="always"), ["a", "b"]) as board:
+        board.answered("a", checked("a", Level.UNFIT))
+        drawn = capsys.readouterr().err
+    assert "0 of 2 answered · waiting for a, b" in drawn
+    assert "1 of 2 answered · 1 unfit · waiting for b" in drawn
+    capsys.readouterr()
+    with Board(Screen(color="never"), ["a"]) as board:
+        board.answered("a", checked("a"))
+    assert capsys.readouterr().err == ""
+
+
+def test_more_hosts_than_lines_leave_room_for_the_bad_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """A hundred hosts on 24 lines: those that are fine make way."""
+    names = [f"n{i}" for i in range(100)]
+    with Board(Screen(color="always"), names) as board:
+        for name in names[:-1]:
+            board.answered(name, checked(name))
+        capsys.readouterr()
+        board.answered("n99", checked("n99", Level.UNFIT))
+        last = capsys.readouterr().err
+    assert "n99" in last
+    assert "100 of 100 answered · 1 unfit" in last
+    assert last.count("\n") < 2 * 30
