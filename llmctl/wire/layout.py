@@ -31,6 +31,8 @@ from dataclasses import dataclass
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,47}-[0-9a-f]{4,12}\Z")
 """A run's id: its job's name and a few random hex digits. Safe as a file name and in a shell."""
 
+DRAINED = "drained.json"
+
 TREE_HASH = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -58,7 +60,7 @@ class HostLayout:
 
     @property
     def drained(self) -> str:
-        return posixpath.join(self.workdir, "drained.json")
+        return posixpath.join(self.workdir, DRAINED)
 
     def tree(self, tree_hash: str) -> str:
         return posixpath.join(self.code, tree_hash)

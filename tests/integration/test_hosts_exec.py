@@ -89,6 +89,18 @@ def test_a_killed_controller_leaves_nothing_running(cluster: Cluster, lab: Lab) 
         until(lambda n=node: not running(lab, n, "sleep 515"), what=f"its end on {node}")  # type: ignore[misc]
 
 
+def test_ctrl_c_comes_back_at_once_and_ends_it_on_the_hosts(cluster: Cluster, lab: Lab) -> None:
+    """Exit 130 long before the command's own end, and nothing of it stays."""
+    process = cluster.popen("hosts", "exec", "--", "sleep 6161")
+    until(lambda: all(running(lab, node, "sleep 6161") for node in lab.names), what="the command")
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "interrupted" in told
+    for node in lab.names:
+        until(lambda n=node: not running(lab, n, "sleep 6161"), what=f"its end on {node}")  # type: ignore[misc]
+
+
 def test_an_unreachable_host_does_not_keep_the_others_from_running(cluster: Cluster, lab: Lab) -> None:
     """a's output is there; b is told with exit 11."""
     lab.poweroff("node1")

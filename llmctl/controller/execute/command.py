@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,10 +85,34 @@ def run_everywhere(
             seconds = time.monotonic() - started
             return Ran(output=collected.text(), seconds=seconds, error=told)
 
-    results = connections.each(hosts, one)
-    return {
-        name: result if isinstance(result, Ran) else Ran(error=result) for name, result in results.items()
-    }
+    return _all_at_once(hosts, one, connections)
+
+
+def _all_at_once(
+    hosts: Sequence[Host], one: Callable[[Host], Ran], connections: Connections
+) -> dict[str, Ran]:
+    """Threads of our own: those of a pool are waited for on Ctrl-C, however long their commands take.
+
+    Raises:
+        KeyboardInterrupt: with the connections closed, so that the hosts end what they run.
+    """
+    results: dict[str, Ran] = {}
+
+    def work(host: Host) -> None:
+        results[host.name] = one(host)
+
+    threads = [threading.Thread(target=work, args=(host,), daemon=True) for host in hosts]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        connections.close()
+        for thread in threads:
+            thread.join(0.1)
+        raise
+    return {host.name: results[host.name] for host in hosts}
 
 
 def _to_end(stream: Stream, collected: _Output, deadline_s: float, started: float) -> Ran:

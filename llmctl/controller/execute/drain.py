@@ -6,6 +6,7 @@ from llmctl.controller.config.types import Host
 from llmctl.controller.transport.base import Transport
 from llmctl.errors import RemoteCommandError
 from llmctl.wire import codec
+from llmctl.wire.layout import DRAINED
 from llmctl.wire.records import Drained
 
 DEADLINE_S = 15.0
@@ -18,13 +19,12 @@ case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
 [ -n "$3" ] || exec rm -f -- "$W/$2"
 mkdir -p -- "$W" && printf '%s\n' "$3" >"$W/.$2.new" && mv -f -- "$W/.$2.new" "$W/$2"
 """
-NAME = "drained.json"
 
 
 def write_marker(transport: Transport, host: Host, mark: Drained | None) -> None:
     """Write or remove the marker. Raises RemoteCommandError, and what the transport raises."""
     text = codec.dumps(mark) if mark else ""
-    argv = ["sh", "-c", SCRIPT, "llmctl-drain", host.workdir, NAME, text]
+    argv = ["sh", "-c", SCRIPT, "llmctl-drain", host.workdir, DRAINED, text]
     done = transport.run(argv, deadline_s=DEADLINE_S, stage="drain")
     if not done.ok:
         raise RemoteCommandError(
