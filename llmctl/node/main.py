@@ -65,6 +65,11 @@ def _dispatch(argv: list[str]) -> None:
         from llmctl.wire.records import StopRequest
 
         _reply(stop(workdir, _needed(run_id), _request(StopRequest)))
+    elif verb == "clean":
+        from llmctl.node.clean import clean
+        from llmctl.wire.records import CleanRequest
+
+        _reply(clean(workdir, _request(CleanRequest)))
     elif verb == "follow":
         from llmctl.node.follow import follow
         from llmctl.wire.records import FollowRequest

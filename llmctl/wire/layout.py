@@ -5,6 +5,7 @@
   agent/<hash>/                 the same unpacked: PYTHONPATH of the workers
   code/<tree-hash>/             pushed source, shared by runs, never run in; renamed into place when whole
   cache/                        verified copies of shards
+  drained.json                  Drained: its presence keeps new runs off this host
   runs/<run-id>/
     node.json                   NodeSpec: what this host was told (no secrets)
     code/                       this run's own copy of the tree: the job's cwd
@@ -31,6 +32,8 @@ from dataclasses import dataclass
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,47}-[0-9a-f]{4,12}\Z")
 """A run's id: its job's name and a few random hex digits. Safe as a file name and in a shell."""
 
+DRAINED = "drained.json"
+
 TREE_HASH = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -55,6 +58,10 @@ class HostLayout:
     @property
     def runs(self) -> str:
         return posixpath.join(self.workdir, "runs")
+
+    @property
+    def drained(self) -> str:
+        return posixpath.join(self.workdir, DRAINED)
 
     def tree(self, tree_hash: str) -> str:
         return posixpath.join(self.code, tree_hash)

@@ -8,11 +8,11 @@ from typing import Any, Optional
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A Llama-style decoder; `worker/model/sizes.py` knows what each size name means.
+    """A Llama-style decoder; `wire/model.py` knows what each size name means.
 
     Attributes:
         size: `tiny` ... `7b`, the base of the configuration.
-        overrides: fields of the worker's ModelConfig that differ from the base, such as `{"layers": 4}`.
+        overrides: fields of ModelConfig that differ from the base, such as `{"layers": 4}`.
     """
 
     size: str = "tiny"

@@ -138,6 +138,51 @@ class StatusReply:
 
 
 @dataclass(frozen=True)
+class Drained:
+    """drained.json in a host's workdir keeps new runs off it: `by` whom, `at` when (Unix time), and why."""
+
+    by: str = ""
+    at: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class CleanRequest:
+    """stdin of `clean`.
+
+    Attributes:
+        older_than_s: only what was last used longer ago than this.
+        runs: ended runs' directories too, with their logs and checkpoints.
+        keep_agent: hash of the archive that is asking; it stays.
+        dry_run: only say what would go.
+    """
+
+    older_than_s: float
+    runs: bool = False
+    keep_agent: str = ""
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class CleanedItem:
+    """One thing that `clean` removed (or would): `kind` code, agent, cache or run; size in bytes."""
+
+    kind: str
+    name: str
+    bytes: int
+    age_s: float
+
+
+@dataclass(frozen=True)
+class CleanReport:
+    """stdout of `clean`. `live`: runs that go on, never touched; `failed`: what could not be removed."""
+
+    items: tuple[CleanedItem, ...] = ()
+    live: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class StopRequest:
     """stdin of `stop`, and stop.json: end the run with SIGTERM, then SIGKILL after `grace_s` seconds."""
 

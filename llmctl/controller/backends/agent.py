@@ -19,6 +19,8 @@ from llmctl.controller.transport.files import push_file
 from llmctl.errors import HostErrors, LlmctlError, NotFoundError, PreflightError, RemoteCommandError
 from llmctl.wire import codec
 from llmctl.wire.records import (
+    CleanReport,
+    CleanRequest,
     FilesReply,
     FollowRequest,
     Frame,
@@ -75,6 +77,10 @@ class AgentClient:
     def files(self, run_id: str, *, deadline_s: float = 60.0) -> FilesReply:
         """What of a run can be pulled from this host."""
         return self._call(FilesReply, ["files", run_id], "", deadline_s, "pull")
+
+    def clean(self, request: CleanRequest, *, deadline_s: float = 600.0) -> CleanReport:
+        """Remove what no run on this host needs any more."""
+        return self._call(CleanReport, ["clean"], codec.dumps(request), deadline_s, "clean")
 
     @contextmanager
     def follow(self, run_id: str, request: FollowRequest) -> Iterator[Iterator[Frame]]:

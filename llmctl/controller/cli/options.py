@@ -27,7 +27,11 @@ JobOption = Annotated[
 PoolOption = Annotated[str | None, typer.Option("--pool", metavar="NAME", help="Pool of the hosts file.")]
 LimitOption = Annotated[
     list[str] | None,
-    typer.Option("--limit", metavar="GLOB", help="Only hosts whose name matches; may be repeated."),
+    typer.Option(
+        "--limit",
+        metavar="GLOB",
+        help="Only hosts whose name matches, or a label: gpu=h*; !GLOB leaves out. May be repeated.",
+    ),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from llmctl.controller.collect.locate import Located
     from llmctl.controller.collect.view import RunView
     from llmctl.controller.config.types import Host, Inventory
+    from llmctl.controller.ledger.hostbook import HostBook
     from llmctl.controller.ledger.store import Ledger
     from llmctl.controller.transport.pool import Connections
 
@@ -42,13 +44,28 @@ class Session:
         from llmctl.controller.config.inventory import find_inventory, load_inventory
 
         origin = self.settings.origins["hosts"]
-        return load_inventory(find_inventory(self.settings.hosts, os.environ, Path.cwd(), origin=origin))
+        found = load_inventory(find_inventory(self.settings.hosts, os.environ, Path.cwd(), origin=origin))
+        drained = {name: mark.reason for name, mark in self.book.drained().items()}
+        return replace(found, drained=drained) if drained else found
 
     @cached_property
     def ledger(self) -> Ledger:
         from llmctl.controller.ledger.store import Ledger
 
         return Ledger(self.settings.state_dir, warn=self.screen.warn)
+
+    @cached_property
+    def book(self) -> HostBook:
+        """What we remember of the hosts of the hosts file; of none where there is no such file."""
+        from llmctl.controller.config.inventory import find_inventory
+        from llmctl.controller.ledger.hostbook import HostBook
+        from llmctl.errors import ConfigError
+
+        try:
+            scope = str(find_inventory(self.settings.hosts, os.environ, Path.cwd()).resolve())
+        except ConfigError:
+            scope = ""
+        return HostBook(self.settings.state_dir, scope, warn=self.screen.warn)
 
     @cached_property
     def archive(self) -> AgentArchive:
@@ -68,8 +85,12 @@ class Session:
         key = tuple(hosts)
         if key not in self._connections:
             jumps = self._jump_hosts() if any(host.proxy_jump for host in hosts) else ()
-            timeout_s = self.settings.connect_timeout_s
-            self._connections[key] = Connections(hosts, connect_timeout_s=timeout_s, jump_hosts=jumps)
+            self._connections[key] = Connections(
+                hosts,
+                connect_timeout_s=self.settings.connect_timeout_s,
+                jump_hosts=jumps,
+                pinned={name: pin.key for name, pin in self.book.pins().items()},
+            )
         return self._connections[key]
 
     def _jump_hosts(self) -> Sequence[Host]:

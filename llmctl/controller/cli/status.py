@@ -75,10 +75,13 @@ def _all(session: Session, *, everything: bool, watch: bool, number: int) -> int
         _watch_all(session, once)
         return 0
     rows, errors = once()
+    drained = {name: mark.reason for name, mark in session.book.drained().items()}
     if session.json:
-        session.screen.document("status", _document(rows, errors))
+        session.screen.document("status", {**_document(rows, errors), "drained": drained})
     else:
         show_rows(session.screen, rows, errors)
+        for name, reason in drained.items():
+            session.screen.warn(f"{name} is drained" + (f": {reason}" if reason else ""))
     return 0
 
 

@@ -70,6 +70,14 @@ def train(
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Environment of the ranks.")
     ] = None,
+    allow_mismatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-mismatch",
+            metavar="WHAT,...",
+            help="Go on though hosts differ in: python, torch, cuda, nccl, driver, code, data, env.",
+        ),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Start and return; the run id on stdout.")
     ] = False,
@@ -89,6 +97,7 @@ def train(
     from llmctl.controller.cli.pulling import FOLDER
     from llmctl.controller.cli.session import Session
     from llmctl.controller.config.overrides import JobOverrides, parse_assignment, parse_shape
+    from llmctl.controller.plan.parity import parse_allowed
 
     session = Session(hosts=hosts, output=checked_output(output))
     nodes, nproc = parse_shape(shape) if shape else (None, None)
@@ -101,10 +110,11 @@ def train(
         set=tuple(set_ or ()),
         limit=tuple(limit or ()),
     )
+    allowed = parse_allowed(allow_mismatch or ())
     config = _config(session, file, tuple(script or ()), overrides)
     try:
         dest = Path(FOLDER) if pull else None
-        outcome = run(session, config, detach=detach, dry_run=dry_run, pull=dest)
+        outcome = run(session, config, detach=detach, dry_run=dry_run, pull=dest, allowed=allowed)
     finally:
         session.close()
     raise typer.Exit(outcome.code)
@@ -118,11 +128,20 @@ class Outcome:
     pulled: Path | None = None
 
 
-def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pull: Path | None) -> Outcome:
+def run(
+    session: Session,
+    config: RunConfig,
+    *,
+    detach: bool,
+    dry_run: bool,
+    pull: Path | None,
+    allowed: tuple[str, ...] = (),
+) -> Outcome:
     """Everything after the job is known. `demo` calls it too.
 
     Args:
         pull: folder below which the run is pulled at its end; None: it is not.
+        allowed: what may differ between hosts (`plan.parity.FIELDS`).
     """
     from llmctl.controller.execute.data import look_beside
     from llmctl.controller.ui.stages import Stages
@@ -135,7 +154,7 @@ def run(session: Session, config: RunConfig, *, detach: bool, dry_run: bool, pul
     run_id = f"{config.job.name}-{secrets.token_hex(3)}"
     data = look_beside(config)
     try:
-        prepared = _prepare(session, config, connections, stages, push=not dry_run)
+        prepared = _prepare(session, config, connections, stages, push=not dry_run, allowed=allowed)
         _show_data(session, data.result(), stages)
     except KeyboardInterrupt:
         session.screen.warn("interrupted; nothing was started")
@@ -189,8 +208,15 @@ def _job_of_script(script: tuple[str, ...]) -> JobFile:
 
 
 def _prepare(
-    session: Session, config: RunConfig, connections: Connections, stages: Stages, *, push: bool
+    session: Session,
+    config: RunConfig,
+    connections: Connections,
+    stages: Stages,
+    *,
+    push: bool,
+    allowed: tuple[str, ...],
 ) -> Prepared:
+    from llmctl.controller.execute.identity import Recogniser
     from llmctl.controller.execute.prepare import prepare
     from llmctl.controller.ui.summaries import code_line, hosts_line, tree_warnings
 
@@ -202,8 +228,12 @@ def _prepare(
             cache=session.cache,
             push=push,
             progress=lambda count: stage.add_bytes("", count),
+            recogniser=Recogniser(session.book),
+            allow_mismatch=allowed,
         )
         stage.text = hosts_line(config.hosts, prepared.facts)
+    if prepared.alike:
+        stages.line("parity", prepared.alike)
     if prepared.tree is not None:
         for line in tree_warnings(prepared.tree):
             session.screen.warn(line)
@@ -231,6 +261,7 @@ def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) 
         tree=prepared.tree.hash if prepared.tree else None,
     )
     plan = plan_run(config, prepared.facts, identity)
+    plan = replace(plan, warnings=(*prepared.notes, *plan.warnings))
     for warning in plan.warnings:
         session.screen.warn(warning)
     return plan

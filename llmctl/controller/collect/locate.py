@@ -73,7 +73,7 @@ def host_of(record: HostRecord) -> Host:
 
 def record_of(host: Host) -> HostRecord:
     """What the ledger keeps of an inventory entry."""
-    return HostRecord(**dataclasses.asdict(host))
+    return HostRecord(**{f.name: getattr(host, f.name) for f in dataclasses.fields(HostRecord)})
 
 
 def _newest(ledger: Ledger) -> RunRecord | None:

@@ -91,7 +91,7 @@ def render_hosts(entries: Sequence[HostEntry], *, pool: str = "main", origin: st
     comment = f"# Imported from {origin}.\n" if origin else ""
     lines = [f"{comment}version: 1", "pools:", f"  {_scalar(pool)}:", "    hosts:"]
     for entry in entries:
-        pairs = entry.model_dump(exclude_none=True).items()
+        pairs = entry.model_dump(exclude_none=True, exclude_defaults=True).items()
         lines.append("      - {" + ", ".join(f"{key}: {_scalar(value)}" for key, value in pairs) + "}")
     return "\n".join(lines) + "\n"
 

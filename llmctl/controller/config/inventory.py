@@ -82,8 +82,13 @@ def select_hosts(
     pool: str | None = None,
     nodes: int | None = None,
     limit: Sequence[str] = (),
+    skip_drained: bool = False,
 ) -> tuple[Host, ...]:
-    """The first `nodes` hosts of a pool whose names match one of the globs in `limit`, in rank order.
+    """The first `nodes` hosts of a pool that `limit` lets through, in rank order.
+
+    Args:
+        limit: globs of names (`gpu-*`), of labels (`gpu=h*`), or, with `!`, of what to leave out.
+        skip_drained: leave out hosts that are drained: they get no new run.
 
     Raises:
         ConfigError: no such pool, a glob that matches nothing, or fewer hosts than `nodes`.
@@ -91,11 +96,14 @@ def select_hosts(
     name, hosts = _pool(inventory, pool)
     if limit:
         hosts = _matching(hosts, limit, name)
+    if skip_drained:
+        hosts = _not_drained(inventory, hosts, name)
     if nodes is None:
         return hosts
     if nodes > len(hosts):
         have = ", ".join(host.name for host in hosts)
         matching = " that match --limit" if limit else ""
+        matching += " and are not drained" if skip_drained and inventory.drained else ""
         raise ConfigError(
             f"{nodes} nodes asked, but pool `{name}` has {len(hosts)} hosts{matching}: {have}",
             hint=f"set `nodes: {len(hosts)}`, or add hosts to {inventory.path}",
@@ -123,14 +131,39 @@ def _pool(inventory: Inventory, name: str | None) -> tuple[str, tuple[Host, ...]
 
 def _matching(hosts: tuple[Host, ...], limit: Sequence[str], pool: str) -> tuple[Host, ...]:
     for glob in limit:
-        if not any(fnmatch.fnmatchcase(host.name, glob) for host in hosts):
+        if not any(_fits(host, glob.removeprefix("!")) for host in hosts):
             have = ", ".join(host.name for host in hosts)
             raise ConfigError(f"--limit {glob} matches no host of pool `{pool}`", hint=f"hosts there: {have}")
-    return tuple(h for h in hosts if any(fnmatch.fnmatchcase(h.name, glob) for glob in limit))
+    wanted = [glob for glob in limit if not glob.startswith("!")]
+    unwanted = [glob[1:] for glob in limit if glob.startswith("!")]
+    found = [host for host in hosts if not wanted or any(_fits(host, glob) for glob in wanted)]
+    found = [host for host in found if not any(_fits(host, glob) for glob in unwanted)]
+    if not found:
+        raise ConfigError(f"--limit {' '.join(limit)} leaves no host of pool `{pool}`")
+    return tuple(found)
+
+
+def _fits(host: Host, glob: str) -> bool:
+    """`gpu-*` is about the name, `gpu=h*` about a label."""
+    label, sign, value = glob.partition("=")
+    if not sign:
+        return fnmatch.fnmatchcase(host.name, glob)
+    return any(label == name and fnmatch.fnmatchcase(text, value) for name, text in host.labels)
+
+
+def _not_drained(inventory: Inventory, hosts: tuple[Host, ...], pool: str) -> tuple[Host, ...]:
+    left = tuple(host for host in hosts if host.name not in inventory.drained)
+    if hosts and not left:
+        raise ConfigError(
+            f"every host asked for in pool `{pool}` is drained: " + ", ".join(host.name for host in hosts),
+            hint=f"llmctl hosts undrain {hosts[0].name}",
+        )
+    return left
 
 
 def _merge(entry: HostEntry, defaults: HostDefaults, base: Path, where: str) -> Host:
     values = {**defaults.model_dump(), **entry.model_dump(exclude_none=True)}
+    values["labels"] = tuple(sorted({**defaults.labels, **entry.labels}.items()))
     host = Host(**values)
     if host.workdir.startswith(("/", "~/")):
         return host

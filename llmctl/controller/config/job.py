@@ -74,7 +74,8 @@ def resolve(
     secrets.update(_accounts(merged, environ))
     _refuse_pushed_secret(job, merged, base)
     pool = merged.pool or default_pool
-    hosts = select_hosts(inventory, pool=pool, nodes=merged.nodes, limit=overrides.limit)
+    hosts = select_hosts(inventory, pool=pool, nodes=merged.nodes, limit=overrides.limit, skip_drained=True)
+    drained_notes = _drained_notes(inventory, pool)
     if overrides.nproc is not None:
         hosts = tuple(replace(host, slots=overrides.nproc) for host in hosts)
     passed = {name: environ[name] for name in merged.env.pass_ if name in environ}
@@ -84,7 +85,7 @@ def resolve(
         base=str(base),
         env={**passed, **merged.env.set},
         secrets=secrets,
-        notes=(*secret_notes(written, merged), *_ignored_notes(merged)),
+        notes=(*secret_notes(written, merged), *_ignored_notes(merged), *drained_notes),
     )
 
 
@@ -212,6 +213,13 @@ def _scripts(folder: Path) -> list[str]:
     """Python files two levels deep; enough for a suggestion, and quick in a large tree."""
     found = (path for pattern in ("*.py", "*/*.py", "*/*/*.py") for path in folder.glob(pattern))
     return [path.relative_to(folder).as_posix() for path in islice(found, FILES_SEARCHED)]
+
+
+def _drained_notes(inventory: Inventory, pool: str | None) -> tuple[str, ...]:
+    """A pool that is smaller than its file says must not surprise anybody."""
+    names = [host.name for host in inventory.pools[pool]] if pool else [h.name for h in inventory.all_hosts()]
+    reasons = [(name, inventory.drained[name]) for name in names if name in inventory.drained]
+    return tuple(f"{name} is drained and left out" + (f": {why}" if why else "") for name, why in reasons)
 
 
 def _ignored_notes(job: JobFile) -> tuple[str, ...]:

@@ -9,10 +9,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from llmctl.wire.model import SIZES
+
 NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 ADDR = r"^[^\s\x00@,;'\"/\\-][^\s\x00@,;'\"/\\]*$"
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+LABEL_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^[A-Za-z0-9._-]{1,64}$"
 TEXT = r"^[^\x00]*$"
 FILLED = r"^[^\x00]+$"
 
@@ -21,6 +25,7 @@ PATTERN_WORDS = {
     HOST_NAME: "letters, digits, `.`, `_` and `-` (1 to 64), a letter or digit first and last",
     ADDR: "an address or alias, without user, port or spaces",
     ENV_NAME: "the name of an environment variable: letters, digits and `_`, no digit first",
+    LABEL_VALUE: "letters, digits, `.`, `_` and `-` (1 to 64); a number in quotes",
     TEXT: "text without a NUL character",
     FILLED: "text that is not empty, without a NUL character",
 }
@@ -32,18 +37,9 @@ Addr = Annotated[str, StringConstraints(pattern=ADDR)]
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
 Text = Annotated[str, StringConstraints(pattern=TEXT)]
 """Any text that can be an argument, a path or a variable's value: those end at a NUL."""
+LabelName = Annotated[str, StringConstraints(pattern=LABEL_NAME)]
+LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
 Filled = Annotated[str, StringConstraints(pattern=FILLED)]
-
-SHAPES = {
-    "tiny": (192, 6, 2),
-    "small": (512, 8, 4),
-    "125m": (768, 12, 4),
-    "350m": (1024, 16, 8),
-    "1b": (2048, 32, 8),
-    "3b": (3072, 24, 8),
-    "7b": (4096, 32, 32),
-}
-"""`dim`, `heads` and `kv_heads` of each size, as in worker/model/sizes.py (a unit test compares them)."""
 
 
 class Strict(BaseModel):
@@ -64,6 +60,9 @@ class HostDefaults(Strict):
     proxy_jump: Filled | None = Field(
         None, description="host to jump through: a name here or `user@addr:port`"
     )
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict, description="words about every host, such as `gpu: h100`"
+    )
 
 
 class HostEntry(Strict):
@@ -80,6 +79,9 @@ class HostEntry(Strict):
     proxy_jump: Filled | None = Field(None, description="as in `defaults`")
     internal_addr: Filled | None = Field(None, description="IP by which the other hosts reach this one")
     interface: Filled | None = Field(None, description="network interface for the job; else by route")
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict, description="for `--limit gpu=h100`; added to those of `defaults`"
+    )
 
 
 class Pool(Strict):
@@ -192,8 +194,9 @@ class ModelSection(Strict):
     @model_validator(mode="after")
     def _numbers_fit(self) -> Self:
         """The worker would refuse the same, but on every host and after the push."""
-        dim, heads, kv_heads = SHAPES[self.size]
-        dim, heads, kv_heads = self.dim or dim, self.heads or heads, self.kv_heads or kv_heads
+        shape = SIZES[self.size]
+        dim, heads = self.dim or shape["dim"], self.heads or shape["heads"]
+        kv_heads = self.kv_heads or shape["kv_heads"]
         if dim % heads:
             raise ValueError(f"`dim` {dim} can't be divided by `heads` {heads}")
         if dim // heads % 2:

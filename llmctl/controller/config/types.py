@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmctl.wire.environment import STORES
@@ -33,6 +33,7 @@ class Host:
     proxy_jump: str | None = None
     internal_addr: str | None = None
     interface: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -41,10 +42,11 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """hosts.yaml, resolved. `path` is the file it came from."""
+    """hosts.yaml, resolved. `path` is the file it came from; `drained` why a host gets no new run."""
 
     path: str
     pools: dict[str, tuple[Host, ...]]
+    drained: dict[str, str] = field(default_factory=dict)
 
     def all_hosts(self) -> tuple[Host, ...]:
         """Every host once, in file order."""

@@ -5,22 +5,23 @@ Nothing is started here, and one unfit host ends the whole preparation with ever
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.execute.facts import facts_of, master_target
+from llmctl.controller.execute.identity import Recogniser
+from llmctl.controller.plan.parity import compared, differences, refusals, summary
+from llmctl.controller.plan.pool import pool_problems
 from llmctl.controller.plan.preflight import job_problems, manifest_paths
 from llmctl.controller.probe.facts import HostFacts
-from llmctl.controller.probe.probe import probe
 from llmctl.controller.transport.files import push_file
 from llmctl.controller.transport.pool import Connections
 from llmctl.controller.transport.push import Push, PushResult
 from llmctl.controller.transport.pushmemory import PushMemory
-from llmctl.controller.transport.sshconfig import resolve
 from llmctl.controller.transport.tree import Tree, scan
 from llmctl.errors import HostErrors, LlmctlError, PreflightError
 from llmctl.wire.layout import HostLayout
@@ -38,10 +39,16 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All hosts of a run, by name, and the tree that they now have."""
+    """All hosts of a run, by name, and the tree that they now have.
+
+    `notes`: what a person should hear: a reboot, a host that moved, a difference that was allowed.
+    `alike`: in what the hosts agree, in one line; empty for a single host.
+    """
 
     ready: dict[str, Ready]
     tree: Tree | None
+    notes: tuple[str, ...] = ()
+    alike: str = ""
 
     @property
     def facts(self) -> dict[str, HostFacts]:
@@ -56,21 +63,25 @@ def prepare(
     cache: Path,
     push: bool = True,
     progress: Callable[[int], None] | None = None,
+    recogniser: Recogniser | None = None,
+    allow_mismatch: Sequence[str] = (),
 ) -> Prepared:
     """Facts of every host, with code and agent pushed (unless `push` is False: a dry run).
 
     The tree is scanned while the hosts are being connected. `cache` is a folder of ours for the stat
     cache and for what was last pushed where. `progress` is told bytes as they are sent, from several threads.
+    `recogniser` refuses a machine that was swapped; `allow_mismatch` names what may differ between hosts.
 
     Raises:
-        HostErrors: at least one host is unreachable, untrusted, unfit, or could not be pushed to.
+        HostErrors: at least one host is unreachable, untrusted, unfit, unlike the others, or could not be
+            pushed to.
         ConfigError: the tree itself can't be pushed.
     """
     target = master_target(config.hosts[0])
     with _pushing(config, cache) as sending:
 
         def one(host: Host) -> Ready:
-            facts = _fit(host, config, connections, archive, target)
+            facts = _fit(host, config, connections, archive, target, recogniser)
             if not push:
                 return Ready(facts=facts, pushed=None)
             return _send(host, facts, connections, archive, sending, progress)
@@ -81,31 +92,40 @@ def prepare(
     if errors:
         raise HostErrors(errors)
     ready = {name: value for name, value in results.items() if isinstance(value, Ready)}
-    return Prepared(ready=ready, tree=tree)
+    notes = recogniser.lines() if recogniser else []
+    allowed_notes, alike = _alike(config, ready, recogniser.keys if recogniser else {}, allow_mismatch)
+    return Prepared(ready=ready, tree=tree, notes=(*notes, *allowed_notes), alike=alike)
 
 
-def facts_of(
-    host: Host,
-    connections: Connections,
-    *,
-    agent: str = "",
-    target: str = "",
-    data: Sequence[str] = (),
-) -> HostFacts:
-    """The facts of one host, with the address by which we reach it."""
-    facts = probe(connections.get(host.name), host, agent=agent, target=target, data=data)
-    return replace(facts, reached_by=None if host.is_local else master_target(host) or None)
+def _alike(
+    config: RunConfig, ready: Mapping[str, Ready], keys: Mapping[str, str], allowed: Sequence[str]
+) -> tuple[list[str], str]:
+    """The parity gate: notes about what was allowed, and what the hosts share.
 
-
-def master_target(host: Host) -> str:
-    """The IPv4 address of a host as this machine resolves it; empty where it can't."""
-    if host.internal_addr:
-        return host.internal_addr
-    name = "127.0.0.1" if host.is_local else resolve(host, config_path=None).hostname
-    try:
-        return socket.gethostbyname(name)
-    except OSError:
-        return ""
+    Raises:
+        HostErrors: one error per thing that differs, or that keeps these hosts from running one job.
+    """
+    facts = {name: one.facts for name, one in ready.items()}
+    code = {name: one.pushed.tree_hash for name, one in ready.items() if one.pushed}
+    wanted = config.job.train.backend
+    gpus = wanted == "nccl" or (wanted == "auto" and all(known.gpus for known in facts.values()))
+    found = differences(facts, code=code, gpus=gpus)
+    errors: list[LlmctlError] = [
+        PreflightError(
+            one.message,
+            stage="parity",
+            hint=f"make the hosts alike, or --allow-mismatch {one.what} if you know why",
+        )
+        for one in refusals(found, allowed)
+    ]
+    errors += [
+        PreflightError(verdict.message, host=verdict.host, stage="check", hint=verdict.hint)
+        for verdict in pool_problems(config.hosts, facts, keys)
+    ]
+    if errors:
+        raise HostErrors(errors)
+    told = summary(compared(facts, code=code, gpus=gpus), allowed) if len(facts) > 1 else ""
+    return [f"{one.message}; allowed by --allow-mismatch" for one in found], told
 
 
 def _pushing(config: RunConfig, cache: Path) -> AbstractContextManager[Push | None]:
@@ -117,11 +137,18 @@ def _pushing(config: RunConfig, cache: Path) -> AbstractContextManager[Push | No
 
 
 def _fit(
-    host: Host, config: RunConfig, connections: Connections, archive: AgentArchive, target: str
+    host: Host,
+    config: RunConfig,
+    connections: Connections,
+    archive: AgentArchive,
+    target: str,
+    recogniser: Recogniser | None,
 ) -> HostFacts:
     """The host's facts; raises PreflightError with the first reason against the job."""
     data = manifest_paths(config.job)
     facts = facts_of(host, connections, agent=archive.hash, target=target, data=data)
+    if recogniser:
+        recogniser.check(host, facts.more, connections)
     found = job_problems(host, facts, config.job)
     if found:
         first = found[0]

@@ -84,7 +84,7 @@ def plan_run(config: RunConfig, facts: Mapping[str, HostFacts], identity: Identi
         world_size=world,
         backend=backend,
         nodes=nodes,
-        warnings=_warnings(config, facts, world),
+        warnings=_warnings(config, world),
     )
 
 
@@ -213,11 +213,8 @@ def recipe_spec(job: JobFile) -> RecipeSpec:
     )
 
 
-def _warnings(config: RunConfig, facts: Mapping[str, HostFacts], world: int) -> tuple[str, ...]:
+def _warnings(config: RunConfig, world: int) -> tuple[str, ...]:
     found = []
-    torches = {facts[h.name].python.torch for h in config.hosts if facts[h.name].python}  # type: ignore[union-attr]
-    if len(torches) > 1:
-        found.append("torch differs between hosts: " + ", ".join(sorted(str(t) for t in torches)))
     if config.job.train.script is None and config.job.recipe.global_batch < world:
         found.append(f"global_batch {config.job.recipe.global_batch} leaves some of {world} ranks idle")
     return tuple(found)

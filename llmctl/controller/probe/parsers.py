@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+from llmctl.controller.probe import gpus, network, system, tools
 from llmctl.controller.probe.facts import Address, Gpu, HostFacts, PythonFacts
+from llmctl.controller.probe.lines import number, pairs
+from llmctl.controller.probe.machine import Machine
 from llmctl.controller.probe.script import MARK
 
 
@@ -26,13 +29,13 @@ def parse(host: str, output: str) -> HostFacts:
     part = sections(output)
     if "end" not in part:
         raise ValueError("the probe script did not run to its end")
-    (system, release, machine), home, clock = _system(part["system"])
+    (kernel, release, architecture), home, clock = _system(part["system"])
     workdir, error = _workdir(part["workdir"])
     python, python_error = _python(part["python"])
     return HostFacts(
         host=host,
-        system=part["os"].strip('"') or system,
-        machine=machine,
+        system=part["os"].strip('"') or kernel,
+        machine=architecture,
         kernel=release,
         cores=_number(part["cores"], 1),
         memory=_number(part["memory"].split(" ")[0], 0) * 1024,
@@ -43,35 +46,81 @@ def parse(host: str, output: str) -> HostFacts:
         disk_free=disk_free(part["disk"]),
         python=python,
         python_error=python_error,
-        gpus=gpus(part["gpus"]),
+        gpus=_all_gpus(part),
         tools=tuple(part["tools"].split()),
         agent_bytes=_number(part["agent"], 0),
         data_missing=tuple(i for i, line in enumerate(part["data"].split()) if line == "missing"),
+        more=machine(part),
     )
 
 
 def disk_free(text: str) -> int:
-    """Bytes free, from `df -Pk`: the fourth column of its last line; 0 where it says nothing."""
-    lines = text.splitlines()
-    fields = lines[-1].split() if len(lines) > 1 else []
-    return _number(fields[3], 0) * 1024 if len(fields) >= 6 else 0
+    """Bytes free, from `df -Pk`; 0 where it says nothing: never taken for endless room."""
+    row = system.df_row(text)
+    return row[2] << 10 if row else 0
 
 
-def gpus(text: str) -> tuple[Gpu, ...]:
-    """GPUs from nvidia-smi's CSV; a driver that does not answer (`Failed to initialize NVML`) gives none."""
-    found = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 4 and fields[0].isdigit():
-            memory = _number(fields[2], 0) * 1024 * 1024
-            found.append(Gpu(index=int(fields[0]), model=fields[1], memory=memory, driver=fields[3]))
-    return tuple(found)
+def _all_gpus(part: dict[str, str]) -> tuple[Gpu, ...]:
+    """Answers to questions first; the table where a driver takes no questions; else AMD's."""
+    return gpus.nvidia(part["gpus"]) or gpus.table_gpus(part.get("smi", "")) or gpus.amd(part.get("rocm", ""))
+
+
+def machine(part: dict[str, str]) -> Machine:
+    """What the sections of `machinescript` say; an empty section leaves its facts unknown."""
+    text = {name: part.get(name, "") for name in (*part, *_MACHINE_SECTIONS)}
+    told = pairs(text["identity"])
+    toolkits, nccl = tools.cuda(text["cuda"])
+    virtual, container = tools.virtualisation(text["virt"])
+    return Machine(
+        hostname=told.get("hostname", ""),
+        resolves_to=system.resolved(text["resolves"]),
+        machine_id=told.get("machine_id"),
+        boot_id=told.get("boot_id"),
+        uptime_s=number(told.get("uptime", "").partition(" ")[0]),
+        user=told.get("user"),
+        workdir_id=told.get("workdir"),
+        cpu=system.cpu(text["cpu"]),
+        memory_available=system.kilobytes(text["meminfo"], "MemAvailable"),
+        swap=system.kilobytes(text["meminfo"], "SwapTotal"),
+        cgroup=system.cgroup(text["cgroup"]),
+        limits=system.limits(text["limits"]),
+        disks=system.disks(text["disks"], text["mounts"], text["inodes"]),
+        interfaces=network.interfaces(text["links"], text["addresses"]),
+        fabric=network.fabric(text["fabric"]) or network.ibstat(text["ibstat"]),
+        gpu_error=gpus.complaint(text["gpus"]),
+        gpu_processes=gpus.nvidia_processes(text["gpuapps"]),
+        xids=gpus.xids(text["xid"]),
+        cuda_driver=gpus.table_driver(text["smi"])[1],
+        cuda=toolkits,
+        nccl=nccl,
+        pythons=tools.pythons(text["pythons"]),
+        virtualisation=virtual,
+        container=container,
+        runtimes=tuple(text["runtimes"].split()),
+        firewall=tools.firewall(text["firewall"]),
+        drained=system.drained(text["drained"]),
+        data=tuple(text["sums"].splitlines()),
+    )
+
+
+_MACHINE_SECTIONS = (
+    "identity", "resolves", "cpu", "meminfo", "cgroup", "limits", "disks", "inodes", "mounts", "links",
+    "addresses", "fabric", "ibstat", "gpus", "gpuapps", "xid", "smi", "virt", "runtimes", "cuda", "firewall",
+    "pythons", "drained", "sums",
+)  # fmt: skip
+
+
+def host_times(output: str) -> tuple[float, float] | None:
+    """The host's clock at the beginning and the end of the script; None where `date` gives none."""
+    part = sections(output)
+    started, ended = (system.unix_time(part.get(name, "")) for name in ("clock", "clockend"))
+    return (started, ended) if started is not None and ended is not None else None
 
 
 def _system(text: str) -> tuple[tuple[str, str, str], str, float]:
     names, home, clock = text.splitlines()[:3]
-    system, release, machine = names.split(" ", 2)
-    return (system, release, machine), home, float(clock)
+    kernel, release, architecture = names.split(" ", 2)
+    return (kernel, release, architecture), home, float(clock)
 
 
 def _workdir(text: str) -> tuple[str, str | None]:
@@ -101,7 +150,15 @@ def _python(text: str) -> tuple[PythonFacts | None, str | None]:
         route_source=source,
         route_interface=by_ip.get(source),
         hostname=found["hostname"],
+        nccl=_nccl(found.get("packages", ())),
+        packages=tuple(found.get("packages", ())),
+        venv=bool(found.get("venv")),
     ), None
+
+
+def _nccl(packages: list[str]) -> str | None:
+    """`nvidia-nccl-cu13 2.28.3`: the wheel that torch brings."""
+    return next((p.split(" ")[1] for p in packages if p.startswith("nvidia-nccl-")), None)
 
 
 def _number(text: str, otherwise: int) -> int:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmctl.controller.probe import machinescript
+
 MARK = "@@llmctl:"
 
-SHELL = r"""
+_SEC = r"""
 sec() { printf '\n@@llmctl:%s\n' "$1"; }
+"""
+
+_HEAD = r"""
 PATH="$PATH:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 W=$1; PY=$2; AGENT=$3; TARGET=$4
 case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
@@ -25,17 +30,53 @@ sec workdir; printf '%s\n' "$W"
   mkdir -p "$W/runs" "$W/agent" "$W/code" "$W/cache") 2>&1 && test -w "$W" && echo writable
 sec disk; df -Pk "$W" 2>/dev/null || df -Pk "$HOME"
 sec tools; for t in tar zstd gzip cp; do command -v $t >/dev/null 2>&1 && echo $t; done
-sec gpus; command -v nvidia-smi >/dev/null 2>&1 &&
-  nvidia-smi --query-gpu=index,name,memory.total,driver_version --format=csv,noheader,nounits 2>&1
+CSV=--format=csv,noheader,nounits
+sec gpus; if have nvidia-smi; then
+  # An older driver refuses the whole question for one field that it doesn't know; a hung one is asked once.
+  O=$(within 10 nvidia-smi --query-gpu="$GPU" $CSV 2>&1) || { [ $? = 124 ] && HUNG=1; } ||
+    O=$(within 10 nvidia-smi --query-gpu=index,name,memory.total,driver_version $CSV 2>&1)
+  [ -z "$HUNG" ] || O="nvidia-smi did not answer within 10 s"
+  printf '%s\n' "$O"
+fi
 sec agent; [ -n "$AGENT" ] && { wc -c <"$W/agent/$AGENT.pyz"; } 2>/dev/null
 sec data; N=0; for d; do N=$((N+1))
   [ $N -le 5 ] || { [ -f "$d" ] && echo there || echo missing; }
 done
+"""
+
+_TAIL = r"""
 sec python
 case $PY in "~/"*) PY=$HOME/${PY#??};; esac
 "$PY" -c "$5" "$TARGET" 2>&1
-sec end
 """
+
+GPU_FIELDS = (
+    "index", "name", "memory.total", "driver_version", "uuid", "pci.bus_id", "memory.used",
+    "ecc.errors.uncorrected.volatile.total", "retired_pages.pending", "mig.mode.current", "compute_mode",
+    "temperature.gpu",
+)  # fmt: skip
+"""The first four are what an older driver is asked for; parsers.gpus reads by position."""
+
+_SHELL = (
+    "HUNG=\n"
+    + f"GPU={','.join(GPU_FIELDS)}\n"
+    + machinescript.HELPERS
+    + _SEC
+    + _HEAD
+    + machinescript.CLOCK
+    + machinescript.IDENTITY
+    + machinescript.MACHINE
+    + "{full}"
+    + _TAIL
+    + machinescript.END
+    + "sec end\n"
+)
+
+
+def shell(*, full: bool) -> str:
+    """The script's text; `full` adds what only a person asks for, such as every Python of the host."""
+    return f"FULL={1 if full else ''}\n" + _SHELL.replace("{full}", machinescript.FULL if full else "")
+
 
 PYTHON = r"""
 import json, os, re, socket, struct, sys, time
@@ -77,6 +118,15 @@ def free_port():
             try: s.bind(("0.0.0.0", port)); return port
             except OSError: continue
     return 0
+def packages():
+    found = set()
+    for folder in sys.path:
+        try: names = os.listdir(folder or ".")
+        except OSError: continue
+        for name in names:
+            m = re.match(r"(.+?)-([^-]+)(?:-py[\d.]+)?\.(?:dist|egg)-info$", name)
+            if m: found.add(re.sub(r"[-_.]+", "-", m.group(1)).lower() + " " + m.group(2))
+    return sorted(found)
 target = sys.argv[1]
 torch, cuda = version_of("torch")
 found = addresses()
@@ -84,17 +134,34 @@ src = source(target) if target else None
 print(json.dumps({"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
   "torch": torch, "cuda": cuda, "free_port": free_port(), "addresses": found,
   "modules": [m for m in ("fsspec", "numpy", "tokenizers", "tensorboard", "safetensors") if u.find_spec(m)],
-  "source": src, "hostname": socket.gethostname()}))
+  "source": src, "hostname": socket.gethostname(), "packages": packages(),
+  "venv": bool(u.find_spec("venv") and u.find_spec("ensurepip"))}))
 """
 
 
+LOOK = [
+    "sh",
+    "-c",
+    machinescript.HELPERS + _SEC + machinescript.IDENTITY + "sec end\n",
+    "llmctl-look",
+]
+"""The command line that asks only which machine this is: nothing is made or started there."""
+
+
 def argv(
-    *, workdir: str, python: str, agent: str = "", target: str = "", data: Sequence[str] = ()
+    *,
+    workdir: str,
+    python: str,
+    agent: str = "",
+    target: str = "",
+    data: Sequence[str] = (),
+    full: bool = False,
 ) -> list[str]:
     """The command line of a probe; every value is an argument, none is spliced into script text.
 
     Args:
         target: IPv4 address whose route is asked for; empty: none.
         data: paths of files that the job will read on the host.
+        full: ask for everything, as `hosts check` does.
     """
-    return ["sh", "-c", SHELL, "llmctl-probe", workdir, python, agent, target, PYTHON, *data]
+    return ["sh", "-c", shell(full=full), "llmctl-probe", workdir, python, agent, target, PYTHON, *data]

@@ -76,6 +76,11 @@ class Link:
     def alive(self) -> bool:
         return self.client.is_active()
 
+    @property
+    def host_key(self) -> OfferedKey:
+        """The key that the server proved to have."""
+        return _key_of(self.client)
+
     def close(self) -> None:
         self.client.close()
         if self._below:

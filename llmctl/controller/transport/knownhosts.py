@@ -67,11 +67,14 @@ def known_entries(target: SshTarget) -> list[KnownEntry]:
 
 def known_types(target: SshTarget) -> list[str]:
     """Key types known for it: to be asked for first, so that another type isn't taken for a change."""
-    return list(dict.fromkeys(e.key.type for e in known_entries(target) if not e.marker))
+    pinned = [target.pinned_key.split(" ")[0]] if target.pinned_key else []
+    return list(dict.fromkeys([*(e.key.type for e in known_entries(target) if not e.marker), *pinned]))
 
 
 def check(target: SshTarget, offered: OfferedKey) -> None:
-    """Return if the offered key is a known one.
+    """Return if the offered key is a known one; at an address that is new, the one pinned for this host.
+
+    A host is its key: with a new IP or port, as DHCP and NAT give them, it is still the same.
 
     Raises:
         HostIdentityError: unknown, changed or revoked; the hint says how to trust it after checking.
@@ -85,6 +88,8 @@ def check(target: SshTarget, offered: OfferedKey) -> None:
         return
     if known:
         raise _changed(target, known, offered)
+    if offered.line == target.pinned_key:
+        return
     raise HostIdentityError(
         f"the host key of {target.address} is unknown; offered {offered.type} {offered.fingerprint_sha256}",
         hint=f"compare it with the machine's own, then: llmctl hosts trust {target.name}",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,7 +16,7 @@ from llmctl.controller.transport.base import Transport
 from llmctl.controller.transport.connect import dial
 from llmctl.controller.transport.local import LocalTransport
 from llmctl.controller.transport.ssh import SshTransport
-from llmctl.controller.transport.sshconfig import resolve
+from llmctl.controller.transport.sshconfig import SshTarget, resolve
 from llmctl.errors import ConfigError, HostErrors, LlmctlError, NotFoundError
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ class Connections:
         connect_timeout_s: for name lookup, TCP, handshake and login together.
         config_path: ssh config to read instead of the user's and the system's.
         jump_hosts: further inventory entries that a `proxy_jump` may name.
+        pinned: host name -> `type base64` of the key that this host had when it was last seen.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Connections:
         connect_timeout_s: float = 10.0,
         config_path: Path | None = None,
         jump_hosts: Sequence[Host] = (),
+        pinned: Mapping[str, str] | None = None,
     ) -> None:
         self._hosts = {host.name: host for host in hosts}
         self._peers = {host.name: host for host in (*jump_hosts, *hosts)}
         self._timeout_s = connect_timeout_s
         self._config_path = config_path
+        self._pinned = dict(pinned or {})
         self._open: dict[str, SshTransport | LocalTransport] = {}
         self._locks = {name: threading.Lock() for name in self._hosts}
 
@@ -63,6 +67,14 @@ class Connections:
                     transport.close()
                 transport = self._open[name] = self._connect(self._hosts[name])
             return transport
+
+    def identity(self, name: str) -> tuple[str, str, str] | None:
+        """(its host key as `type base64`, the key's fingerprint, `addr:port`) of a host; None: local."""
+        transport = self.get(name)
+        if not isinstance(transport, SshTransport):
+            return None
+        key = transport.host_key
+        return key.line, key.fingerprint_sha256, self._target(self._hosts[name]).address
 
     def each(self, hosts: Iterable[Host], fn: Callable[[Host], T]) -> dict[str, T | LlmctlError]:
         """`fn` for all hosts at once, in threads; a host's LlmctlError is its result, in the hosts' order."""
@@ -90,8 +102,12 @@ class Connections:
     def _connect(self, host: Host) -> SshTransport | LocalTransport:
         if host.is_local:
             return LocalTransport(host.name)
-        target = resolve(host, config_path=self._config_path, peers=self._peers)
+        target = self._target(host)
         return SshTransport(host.name, dial(target, timeout_s=self._timeout_s))
+
+    def _target(self, host: Host) -> SshTarget:
+        target = resolve(host, config_path=self._config_path, peers=self._peers)
+        return replace(target, pinned_key=self._pinned.get(host.name))
 
 
 def _result(fn: Callable[[Host], T], host: Host) -> T | LlmctlError:

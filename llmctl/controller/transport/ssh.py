@@ -13,6 +13,7 @@ from llmctl.controller.transport.base import Completed
 from llmctl.controller.transport.command import STDERR_KEPT, completed, quoted
 from llmctl.controller.transport.connect import Link, request_exec
 from llmctl.controller.transport.deadline import Deadline
+from llmctl.controller.transport.knownhosts import OfferedKey
 from llmctl.controller.transport.running import run_to_end
 from llmctl.errors import DeadlineError, HostUnreachableError, LlmctlError, RemoteCommandError
 
@@ -47,6 +48,11 @@ class SshTransport:
     def alive(self) -> bool:
         """False once the connection is known to be lost."""
         return self._link.alive
+
+    @property
+    def host_key(self) -> OfferedKey:
+        """The key that the server proved to have."""
+        return self._link.host_key
 
     def run(
         self, argv: Sequence[str], *, stdin: bytes | Iterable[bytes] = b"", deadline_s: float, stage: str

@@ -39,6 +39,7 @@ class SshTarget:
         known_hosts: files that a person's trust is written to (the first) and read from.
         host_key_alias: the name to look for in them, instead of the address.
         jumps: hosts to go through, nearest first.
+        pinned_key: `type base64` of the key that this very host had under an earlier address.
     """
 
     name: str
@@ -53,6 +54,7 @@ class SshTarget:
     global_known_hosts: tuple[Path, ...]
     host_key_alias: str | None
     jumps: tuple[SshTarget, ...] = ()
+    pinned_key: str | None = None
 
     @property
     def address(self) -> str:

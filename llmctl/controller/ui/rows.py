@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmctl.controller.collect.view import RunView
 from llmctl.controller.ledger.records import RunRecord
+from llmctl.controller.ui.columns import GAP, fitting, needed
 from llmctl.controller.ui.console import Screen
 from llmctl.controller.ui.format import age, number, rate, steps
 from llmctl.controller.ui.plain import plain
@@ -24,7 +25,6 @@ Row = RunView | RunRecord
 COLUMNS = ("RUN", "STATE", "NODES", "STEP", "LOSS", "TOK/S", "AGE")
 FIRST_TO_GO = ("NODES", "TOK/S", "LOSS", "AGE", "STEP")
 """What a narrow terminal leaves out, in this order; the run's id and state always stay."""
-GAP = 2
 NARROWEST_NOTE = 14
 """A narrower column of notes can't be read: they go below the table instead."""
 
@@ -52,8 +52,8 @@ def rows_table(rows: Sequence[Row], width: int) -> RenderableType:
     """One line per run; in `width` columns ids stay whole, and what doesn't fit is left out or put below."""
     cells = [_cells(row) for row in rows]
     notes = [plain(_nodes_and_note(row)[1]) for row in rows]
-    widths = {title: max([len(title), *(len(cell[title]) for cell in cells)]) for title in COLUMNS}
-    shown = _fitting(widths, width)
+    widths = needed(COLUMNS, cells)
+    shown = fitting(widths, width, FIRST_TO_GO)
     room = width - sum(widths[title] + GAP for title in shown)
     beside = room >= NARROWEST_NOTE or not any(notes)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
@@ -66,16 +66,6 @@ def rows_table(rows: Sequence[Row], width: int) -> RenderableType:
         table.add_row(*texts, *([Text(note)] if beside else []))
     below = [] if beside else [(cell["RUN"], note) for cell, note in zip(cells, notes, strict=True) if note]
     return Group(table, *(Text(f"{run}: {note}") for run, note in below))
-
-
-def _fitting(widths: dict[str, int], width: int) -> list[str]:
-    """The columns that fit into `width`, in their order."""
-    shown = list(COLUMNS)
-    for title in FIRST_TO_GO:
-        if sum(widths[left] + GAP for left in shown) - GAP <= width:
-            break
-        shown.remove(title)
-    return shown
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,60 @@ def test_pools_are_named_once(inventory_file: Path) -> None:
     with pytest.raises(ConfigError, match="known: main, small") as caught:
         select_hosts(load_inventory(inventory_file), pool="zzz")
     assert caught.value.hint is None
+
+
+LABELLED = """
+version: 1
+defaults: {labels: {site: fra, gpu: none}}
+pools:
+  main:
+    hosts:
+      - {name: a, addr: x, labels: {gpu: h100}}
+      - {name: b, addr: y}
+      - {name: c1, addr: z, labels: {gpu: a100}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "names"),
+    [
+        (["gpu=h100"], "a"),
+        (["gpu=*100"], "a c1"),
+        (["site=fra"], "a b c1"),
+        (["c*", "gpu=none"], "b c1"),
+        (["!gpu=none"], "a c1"),
+        (["gpu=*100", "!c*"], "a"),
+    ],
+)
+def test_limit_chooses_by_name_label_and_exception(tmp_path: Path, limit: list[str], names: str) -> None:
+    """Several globs add up, `!` takes away, and a host's own label wins over the default."""
+    (tmp_path / "hosts.yaml").write_text(LABELLED)
+    chosen = select_hosts(load_inventory(tmp_path / "hosts.yaml"), limit=limit)
+    assert " ".join(host.name for host in chosen) == names
+
+
+@pytest.mark.parametrize("limit", [["gpu=b*"], ["rack=r1"], ["!nobody"], ["a", "!gpu=h100"]])
+def test_a_limit_that_matches_nothing_is_refused(tmp_path: Path, limit: list[str]) -> None:
+    """A typo must not mean all hosts, nor none."""
+    (tmp_path / "hosts.yaml").write_text(LABELLED)
+    with pytest.raises(ConfigError, match="--limit"):
+        select_hosts(load_inventory(tmp_path / "hosts.yaml"), limit=limit)
+
+
+def test_drained_hosts_are_left_out_where_asked(tmp_path: Path) -> None:
+    """A run takes the others; a check asks all; and a pool that is wholly drained says so."""
+    (tmp_path / "hosts.yaml").write_text(LABELLED)
+    inventory = replace(load_inventory(tmp_path / "hosts.yaml"), drained={"b": "fan"})
+    assert [h.name for h in select_hosts(inventory, skip_drained=True)] == ["a", "c1"]
+    assert [h.name for h in select_hosts(inventory)] == ["a", "b", "c1"]
+    with pytest.raises(ConfigError, match=r"3 nodes asked, but .* are not drained: a, c1"):
+        select_hosts(inventory, nodes=3, skip_drained=True)
+    with pytest.raises(ConfigError, match="is drained: b"):
+        select_hosts(inventory, limit=["b"], skip_drained=True)
+
+
+def test_a_label_is_plain_text(tmp_path: Path) -> None:
+    """`nodes: 8` is a number in YAML and would never match a glob: it is refused by name."""
+    (tmp_path / "hosts.yaml").write_text(pool("{name: a, addr: x, labels: {cards: 8}}"))
+    with pytest.raises(ConfigError, match="labels"):
+        load_inventory(tmp_path / "hosts.yaml")

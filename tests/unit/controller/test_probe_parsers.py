@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmctl.controller.probe.facts import HostFacts
-from llmctl.controller.probe.parsers import disk_free, gpus, parse, sections
+from llmctl.controller.probe.gpus import nvidia
+from llmctl.controller.probe.parsers import disk_free, parse, sections
 
 DATA = Path(__file__).parents[2] / "hostdata"
 
@@ -79,5 +80,5 @@ def test_disk_free_of_df_output(text: str, free: int) -> None:
 
 def test_a_gpu_name_is_kept_as_it_is() -> None:
     """Unknown memory (`[N/A]`, as on some integrated GPUs) is 0, the GPU still counts."""
-    (gpu,) = gpus("0, NVIDIA GB10, [N/A], 580.95.05")
+    (gpu,) = nvidia("0, NVIDIA GB10, [N/A], 580.95.05")
     assert (gpu.model, gpu.memory) == ("NVIDIA GB10", 0)

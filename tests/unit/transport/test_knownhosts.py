@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,16 @@ def test_trust_keeps_a_link(known: Path, keys: Keys, tmp_path: Path) -> None:
     trust(target(known), keys[0])
     assert known.is_symlink()
     assert keys[0].base64 in (tmp_path / "dotfiles/known").read_text()
+
+
+def test_a_pinned_key_is_recognised_at_a_new_address_only(known: Path, keys: Keys) -> None:
+    """DHCP gave the host another IP: same key, same host. A line that says otherwise wins over the pin."""
+    mine, other, _ = keys
+    pinned = replace(target(known), pinned_key=mine.line)
+    check(pinned, mine)
+    assert known_types(pinned) == [mine.type]
+    with pytest.raises(HostIdentityError, match="unknown"):
+        check(pinned, other)
+    trust(pinned, other)
+    with pytest.raises(HostIdentityError, match="changed"):
+        check(pinned, mine)

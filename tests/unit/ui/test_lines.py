@@ -17,7 +17,7 @@ from rich.console import Console
 from llmctl.controller.collect.view import NodeView, RunView
 from llmctl.controller.execute.prepare import Prepared
 from llmctl.controller.transport.tree import scan
-from llmctl.controller.ui.hosts import check_table
+from llmctl.controller.ui.hostcheck import results_table
 from llmctl.controller.ui.live import refreshed
 from llmctl.controller.ui.losses import read_steps
 from llmctl.controller.ui.plain import plain
@@ -75,7 +75,7 @@ def test_a_dry_run_says_what_it_would_send(tmp_path: Path) -> None:
 def test_a_long_error_stays_out_of_the_hosts_table() -> None:
     """The table points below, where the error stands whole."""
     out = io.StringIO()
-    Console(file=out, width=80).print(check_table({"a": HostUnreachableError("x" * 300, host="a")}))
+    Console(file=out, width=80).print(results_table({"a": HostUnreachableError("x" * 300, host="a")}, 80))
     assert "see below" in out.getvalue()
     assert "xxx" not in out.getvalue()
 

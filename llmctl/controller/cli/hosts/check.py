@@ -1,0 +1,122 @@
+"""`llmctl hosts check`: facts and verdicts of every host, and of the hosts together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.controller.cli.options import (
+    HostsOption,
+    LimitOption,
+    OutputOption,
+    PoolOption,
+    checked_output,
+)
+
+if TYPE_CHECKING:
+    from llmctl.controller.cli.session import Session
+    from llmctl.controller.config.models import JobFile
+    from llmctl.controller.config.types import Host
+    from llmctl.controller.execute.check import Results
+
+EPILOG = (
+    "Examples:\n\n"
+    "    llmctl hosts check\n\n"
+    "    llmctl hosts check -f job.yaml             (fit for this job?)\n\n"
+    "    llmctl hosts check --limit 'gpu-*' --limit rack=r7"
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("check", epilog=EPILOG)(check)
+
+
+def check(
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", metavar="FILE", help="Judge the hosts for this job.")
+    ] = None,
+    pool: PoolOption = None,
+    limit: LimitOption = None,
+    hosts: HostsOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Ask every host for its facts and say whether it is fit to train; exit 10 to 12 where one is not.
+
+    One round trip per host, all at once. A verdict is ok, a warning or unfit, and says what to do. Then
+    the hosts are compared: versions that differ, one machine under two names, unequal MTUs.
+    """
+    from llmctl.controller.cli.hosts.choose import chosen_hosts
+    from llmctl.controller.cli.session import Session
+    from llmctl.controller.execute.check import Checked
+    from llmctl.controller.ui.hostcheck import show_results
+    from llmctl.errors import HostErrors, LlmctlError
+
+    session = Session(hosts=hosts, output=checked_output(output))
+    try:
+        job = None
+        if file is None:
+            chosen = chosen_hosts(session, pool, limit)
+        else:
+            chosen, job = _of_job(session, file, pool, limit)
+        results = _check(session, chosen, job)
+    finally:
+        session.close()
+    if session.json:
+        session.screen.document("hosts-check", {"hosts": _document(results)})
+    else:
+        show_results(session.screen, results)
+    errors = [value for value in results.values() if isinstance(value, LlmctlError)]
+    errors += [p for value in results.values() if isinstance(value, Checked) for p in value.problems]
+    if errors:
+        raise HostErrors(errors)
+
+
+def _of_job(
+    session: Session, file: str, pool: str | None, limit: list[str] | None
+) -> tuple[tuple[Host, ...], JobFile]:
+    """The hosts that `train` would take, and the job with its paths made absolute."""
+    from llmctl.controller.config.job import load_job, resolve
+    from llmctl.controller.config.overrides import JobOverrides
+
+    config = resolve(
+        load_job(Path(file)),
+        session.inventory,
+        overrides=JobOverrides(pool=pool, limit=tuple(limit or ())),
+        environ=os.environ,
+        base=Path(file).absolute().parent,
+        default_pool=session.settings.pool,
+    )
+    for note in config.notes:
+        session.screen.warn(note)
+    return config.hosts, config.job
+
+
+def _check(session: Session, chosen: tuple[Host, ...], job: JobFile | None) -> Results:
+    from llmctl.controller.execute.check import check_hosts
+    from llmctl.controller.execute.identity import Recogniser
+    from llmctl.controller.ui.hostcheck import Board
+
+    connections = session.connect(chosen)
+    with Board(session.screen, [host.name for host in chosen]) as board:
+        return check_hosts(chosen, connections, Recogniser(session.book), job=job, answered=board.answered)
+
+
+def _document(results: Results) -> dict[str, Any]:
+    """Per host its facts, problems (unfit only) and every verdict; or why it could not be asked."""
+    from llmctl.errors import LlmctlError
+    from llmctl.wire import codec
+
+    return {
+        name: {"error": value.message, "stage": value.stage, "hint": value.hint}
+        if isinstance(value, LlmctlError)
+        else {
+            "facts": codec.encode(value.facts),
+            "problems": [p.message for p in value.problems],
+            "verdicts": codec.encode(value.verdicts),
+            "notes": list(value.notes),
+        }
+        for name, value in results.items()
+    }

@@ -1,0 +1,144 @@
+"""What this operator remembers of the hosts of one hosts file: who each one is, and which are drained.
+
+One small JSON file in the state folder, written beside and renamed, mode 0600, a lock around each change.
+It can be lost: the next contact pins anew, and a drained host still carries its own marker.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from llmctl.errors import IntegrityError
+from llmctl.wire import codec
+from llmctl.wire.records import Drained
+
+FILE = "hosts.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """Who a host was when it was last seen.
+
+    Attributes:
+        key: `type base64` of its host key, as in known_hosts. address: `10.0.0.2:22`.
+        machine_id: survives a reboot; boot_id doesn't. Empty where the host has none.
+        first_seen, seen: Unix time on this machine.
+    """
+
+    key: str
+    address: str
+    machine_id: str = ""
+    boot_id: str = ""
+    first_seen: float = 0.0
+    seen: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostNote:
+    """All that is remembered of one host."""
+
+    pin: Optional[Pin] = None
+    drained: Optional[Drained] = None
+
+
+class HostBook:
+    """Notes about the hosts of one inventory; names mean nothing outside of it.
+
+    Args:
+        state_dir: the operator's own folder; made when something is written.
+        scope: what tells inventories apart: the absolute path of the hosts file.
+        warn: told, once, when the file can't be read or written; nothing else happens then.
+    """
+
+    def __init__(self, state_dir: str | Path, scope: str, *, warn: Callable[[str], None]) -> None:
+        self.path = Path(state_dir) / FILE
+        self._scope = scope
+        self._warn: Callable[[str], None] | None = warn
+
+    def pins(self) -> dict[str, Pin]:
+        """Every pinned host of this inventory, by name."""
+        return {name: note.pin for name, note in self._notes().items() if note.pin is not None}
+
+    def drained(self) -> dict[str, Drained]:
+        """Every host of this inventory that was drained from here, by name."""
+        return {name: note.drained for name, note in self._notes().items() if note.drained is not None}
+
+    def names_of(self, key: str) -> list[str]:
+        """Hosts of this inventory whose pinned key is `key`."""
+        return [name for name, pin in self.pins().items() if pin.key == key]
+
+    def set_pin(self, name: str, pin: Pin | None) -> None:
+        """Remember or forget who a host is."""
+        self._change(name, lambda note: HostNote(pin=pin, drained=note.drained))
+
+    def set_drained(self, name: str, mark: Drained | None) -> None:
+        """Remember that a host is drained, or that it no longer is."""
+        self._change(name, lambda note: HostNote(pin=note.pin, drained=mark))
+
+    def _notes(self) -> dict[str, HostNote]:
+        found = {}
+        for name, value in self._read().get(self._scope, {}).items():
+            with suppress(IntegrityError):  # a note of a newer llmctl that reads otherwise: as if unknown
+                found[name] = codec.decode(HostNote, value)
+        return found
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+            return dict(document["hosts"])
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._tell(f"{self.path} can't be read ({error}); hosts are pinned anew")
+            return {}
+
+    def _change(self, name: str, how: Callable[[HostNote], HostNote]) -> None:
+        try:
+            with self._locked():
+                document = self._read()
+                scope = document.setdefault(self._scope, {})
+                note = how(self._notes().get(name, HostNote()))
+                if note == HostNote():
+                    scope.pop(name, None)
+                else:
+                    scope[name] = codec.encode(note)
+                self._write(document)
+        except OSError as error:
+            self._tell(f"{self.path} can't be written ({error.strerror}); it is not remembered who {name} is")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Held for a read and a write of a few kB: a short wait, whoever has it."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _write(self, document: dict[str, Any]) -> None:
+        text = json.dumps({"schema": codec.SCHEMA, "hosts": document}, indent=1)
+        handle, beside = tempfile.mkstemp(prefix=FILE + ".", dir=self.path.parent)  # mode 0600
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(beside).replace(self.path)
+        except OSError:
+            Path(beside).unlink(missing_ok=True)
+            raise
+
+    def _tell(self, message: str) -> None:
+        warn, self._warn = self._warn, None
+        if warn is not None:
+            warn(message)
