@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from llmctl.wire.parallel import ParallelSpec
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -46,6 +48,16 @@ class RecipeSpec:
         keep: committed checkpoints that stay; older ones are removed after a newer one is committed.
         resume: continue from the last committed checkpoint where there is one.
         log_every: steps between human-readable log lines; metrics are written at every step.
+        parallel: how the ranks share the work; None: each holds the whole model.
+        aggregation: what the loss is a mean of: `tokens` (of the global batch), `samples` (each sample's own
+            mean counts alike) or `mean` (each data rank's own mean counts alike, as in plain DDP).
+        activation_checkpointing: what the backward pass computes again instead of keeping it: `none`,
+            `full` (every block), `selective` (every second block).
+        compile: torch.compile for each block.
+        dropout: share of what each sublayer adds to the residual stream that is dropped in training.
+        on_bad_loss: `stop`, or `skip` the update, where a loss is no number or above the spike threshold.
+        spike_threshold: a loss this many times the running mean is a bad one; None: only what is no number.
+        self_check: before the first step, compare the layout's gradient with one process's.
     """
 
     steps: int = 200
@@ -62,3 +74,11 @@ class RecipeSpec:
     log_every: int = 10
     threads: Optional[int] = None
     tensorboard: bool = True
+    parallel: Optional[ParallelSpec] = None
+    aggregation: str = "tokens"
+    activation_checkpointing: str = "none"
+    compile: bool = False
+    dropout: float = 0.0
+    on_bad_loss: str = "stop"
+    spike_threshold: Optional[float] = None
+    self_check: bool = False
