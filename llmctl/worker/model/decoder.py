@@ -6,6 +6,7 @@ has the same parameter names as the whole model, and one checkpoint fits every l
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -64,11 +65,24 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
 
 
-def rope_tables(
-    positions: int, head_dim: int, theta: float, device: torch.device | None
-) -> tuple[Tensor, Tensor]:
+def rope_rates(config: ModelConfig, device: torch.device | None) -> Tensor:
+    """Radians per position of each pair of a head, [head_dim / 2], fp64."""
+    steps = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float64) / config.head_dim
+    rates: Tensor = config.rope_theta**-steps
+    if config.rope_scaling == "none":
+        return rates
+    slow = rates / config.rope_factor
+    if config.rope_scaling == "linear":
+        return slow
+    # Turns within the original context, as a share of the way from `rope_low` to `rope_high`.
+    turns = config.rope_original * rates / (2 * math.pi)
+    share = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)
+    return slow * (1 - share) + rates * share
+
+
+def rope_tables(positions: int, config: ModelConfig, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """cos and sin of every position's angles, each [positions, head_dim], the two halves alike."""
-    rates = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim)
+    rates = rope_rates(config, device)
     angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float64), rates)
     doubled = torch.cat((angles, angles), dim=-1)
     return doubled.cos().float(), doubled.sin().float()
@@ -86,38 +100,47 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.q = Linear(config.dim, config.dim, bias=False)
-        self.k = Linear(config.dim, config.kv_dim, bias=False)
-        self.v = Linear(config.dim, config.kv_dim, bias=False)
-        self.out = Linear(config.dim, config.dim, bias=False)
+        self.q = Linear(config.dim, config.q_dim, bias=config.qkv_bias)
+        self.k = Linear(config.dim, config.kv_dim, bias=config.qkv_bias)
+        self.v = Linear(config.dim, config.kv_dim, bias=config.qkv_bias)
+        self.out = Linear(config.q_dim, config.dim, bias=config.out_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         batch, length, _ = x.shape
         heads = (batch, length, -1, self.config.head_dim)
-        q = rotate(self.q(x).view(heads).transpose(1, 2), cos, sin)
-        k = rotate(self.k(x).view(heads).transpose(1, 2), cos, sin)
+        q, k = self.q(x).view(heads), self.k(x).view(heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
+        q = rotate(q.transpose(1, 2), cos, sin)
+        k = rotate(k.transpose(1, 2), cos, sin)
         v = self.v(x).view(heads).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(layer, k, v)
+        mask = _mask(length, k.shape[2], self.config.window, x.device)
         mixed = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=_late_mask(length, k.shape[2], x.device),
-            is_causal=length == k.shape[2] and length > 1,
+            attn_mask=mask,
+            is_causal=mask is None and length > 1,
             enable_gqa=self.config.kv_heads != self.config.heads,
         )
         joined: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
         return joined
 
 
-def _late_mask(queries: int, keys: int, device: torch.device) -> Tensor | None:
-    """Who sees whom where several new positions follow a filled cache; None where SDPA needs no mask."""
-    if queries in (1, keys):
+def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Who sees whom, where several new positions follow a filled cache or a window hides the far past;
+    None where SDPA needs no mask."""
+    narrow = window is not None and keys > window
+    if queries in (1, keys) and not narrow:
         return None
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return seen.triu(keys - queries - window + 1) if narrow and window is not None else seen
 
 
 class FeedForward(nn.Module):
@@ -181,7 +204,7 @@ class Decoder(nn.Module):
             room = max(256, 1 << (end - 1).bit_length())
             # Tables made while generating must also serve a later training step.
             with torch.inference_mode(mode=False):
-                self._rope = rope_tables(room, self.config.head_dim, self.config.rope_theta, device)
+                self._rope = rope_tables(room, self.config, device)
         cos, sin = self._rope
         return cos[start:end], sin[start:end]
 
@@ -199,7 +222,7 @@ def initialise(model: Decoder, seed: int) -> None:
     shrink = (2 * model.config.layers) ** -0.5
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
-            parameter.fill_(1.0)
+            parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
             continue
         is_table = name.startswith(("embed", "head"))
         std = 0.02 if is_table else parameter.shape[1] ** -0.5
