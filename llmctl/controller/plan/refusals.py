@@ -71,17 +71,13 @@ def _variants(spec: ParallelSpec, world: int) -> Iterator[ParallelSpec]:
     for pp in _divisors(world):
         for tp in _divisors(world // pp):
             for dp_shard in _divisors(world // pp // tp):
-                sizes = {
-                    "pp": pp,
-                    "tp": tp,
-                    "dp_shard": dp_shard,
-                    "dp_replicate": world // pp // tp // dp_shard,
-                }
-                yield replace(spec, **sizes)
+                replicas = world // pp // tp // dp_shard
+                cut = replace(spec, pp=pp, tp=tp, dp_shard=dp_shard, dp_replicate=replicas)
+                yield cut
                 if spec.schedule != "1f1b" or spec.virtual_stages != 1:
-                    yield replace(spec, **sizes, schedule="1f1b", virtual_stages=1)
+                    yield replace(cut, schedule="1f1b", virtual_stages=1)
                 if spec.sequence_parallel and tp > 1:
-                    yield replace(spec, **sizes, sequence_parallel=False)
+                    yield replace(cut, sequence_parallel=False)
 
 
 def _divisors(number: int) -> list[int]:
@@ -159,7 +155,7 @@ def _enough_micro_batches(case: _Case) -> Refusal | None:
 
 
 def _smaller(share: int, micro_batch: int, fits: Callable[[int], bool]) -> str | None:
-    """The largest micro-batch below `micro_batch` that cuts a share of `share` samples into a fitting number."""
+    """The largest size below `micro_batch` that cuts `share` samples into a fitting number of pieces."""
     for size in range(micro_batch - 1, 0, -1):
         if fits(-(-share // size)):
             return f"micro_batch: {size}"
@@ -170,7 +166,7 @@ def _checkpoints(case: _Case) -> Refusal | None:
     if case.spec.is_replicas or case.site.hosts == 1 or case.site.shared_checkpoints:
         return None
     return Refusal(
-        reason="without a shared store each host keeps whole checkpoints, and no host of this layout has them",
+        reason="without a shared store each host keeps whole checkpoints, but here no host has a whole model",
         change="checkpoint.uri: a store that all hosts see",
     )
 
