@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from llmctl.wire.model import SIZES
+from llmctl.wire.recipe import LORA_TARGETS
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
@@ -145,6 +146,12 @@ class ModelSection(Strict):
     size: Literal["tiny", "small", "125m", "350m", "1b", "3b", "7b"] = Field(
         "tiny", description="shape to start from; every other key here replaces one number of it"
     )
+    from_: Filled | None = Field(
+        None,
+        alias="from",
+        description="start from these weights and their shape: a Hugging Face folder or a checkpoint of a run, "
+        "as a path or URL that every host can read",
+    )
     layers: int | None = Field(None, ge=1, description="decoder blocks")
     dim: int | None = Field(None, ge=8, description="width of the residual stream")
     heads: int | None = Field(None, ge=1, description="query heads")
@@ -156,6 +163,11 @@ class ModelSection(Strict):
     @model_validator(mode="after")
     def _numbers_fit(self) -> Self:
         """The worker would refuse the same, but on every host and after the push."""
+        if self.from_ is not None:
+            others = sorted(self.model_fields_set - {"from_"})
+            if others:
+                raise ValueError(f"`from` brings its own shape; remove {', '.join(f'`{n}`' for n in others)}")
+            return self
         shape = SIZES[self.size]
         dim, heads = self.dim or shape["dim"], self.heads or shape["heads"]
         kv_heads = self.kv_heads or shape["kv_heads"]
@@ -166,6 +178,16 @@ class ModelSection(Strict):
         if heads % kv_heads:
             raise ValueError(f"`heads` {heads} can't be divided by `kv_heads` {kv_heads}")
         return self
+
+
+class LoraSection(Strict):
+    """Low-rank adapters: the model of `model.from` stays as it is, only the adapters learn."""
+
+    rank: int = Field(8, ge=1, description="width of the adapters")
+    alpha: float = Field(16.0, gt=0, description="their output is scaled by `alpha` / `rank`")
+    targets: list[Literal["q", "k", "v", "out", "gate", "up", "down"]] = Field(
+        default=list(LORA_TARGETS), min_length=1, description="matrices of each layer that get one"
+    )
 
 
 class RecipeSection(Strict):
@@ -182,6 +204,13 @@ class RecipeSection(Strict):
     log_every: int = Field(10, ge=1, description="steps between log lines")
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; else cores / local ranks")
     tensorboard: bool = Field(True, description="write TensorBoard files where the package is there")
+    lora: LoraSection | None = Field(None, description="train adapters only; needs `model.from`")
+
+    @model_validator(mode="after")
+    def _adapters_need_a_base(self) -> Self:
+        if self.lora is not None and self.model.from_ is None:
+            raise ValueError("`lora` adapts a model that is there: set `model.from`")
+        return self
 
 
 class CheckpointSection(Strict):

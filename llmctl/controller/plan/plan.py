@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from llmctl.controller.config.job import job_for_record
-from llmctl.controller.config.models import JobFile
+from llmctl.controller.config.models import JobFile, LoraSection
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.network import interface, master_address, own_address
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
-from llmctl.wire.recipe import ModelSpec, OptimizerSpec, RecipeSpec
+from llmctl.wire.recipe import LoraSpec, ModelSpec, OptimizerSpec, RecipeSpec
 from llmctl.wire.specs import LaunchSpec, NodeSpec, Peer
 
 RECIPE_COMMAND = ("-m", "llmctl.worker.train")
@@ -180,7 +180,7 @@ def _node(
 def recipe_spec(job: JobFile) -> RecipeSpec:
     """The recipe part of a job in wire form."""
     recipe = job.recipe
-    given = recipe.model.model_dump(exclude={"size"}, exclude_none=True)
+    given = recipe.model.model_dump(exclude={"size", "from_"}, exclude_none=True)
     optimizer = recipe.optimizer.model_dump()
     return RecipeSpec(
         steps=recipe.steps,
@@ -189,7 +189,7 @@ def recipe_spec(job: JobFile) -> RecipeSpec:
         sequence_length=recipe.sequence_length,
         seed=recipe.seed,
         precision=recipe.precision,
-        model=ModelSpec(size=recipe.model.size, overrides=given),
+        model=ModelSpec(size=recipe.model.size, overrides=given, source=recipe.model.from_),
         optimizer=OptimizerSpec(**{**optimizer, "betas": tuple(optimizer["betas"])}),
         checkpoint_every=job.checkpoint.every,
         keep=job.checkpoint.keep,
@@ -197,7 +197,14 @@ def recipe_spec(job: JobFile) -> RecipeSpec:
         log_every=recipe.log_every,
         threads=recipe.threads,
         tensorboard=recipe.tensorboard,
+        lora=_lora_spec(recipe.lora),
     )
+
+
+def _lora_spec(lora: LoraSection | None) -> LoraSpec | None:
+    if lora is None:
+        return None
+    return LoraSpec(rank=lora.rank, alpha=lora.alpha, targets=tuple(lora.targets))
 
 
 def _warnings(config: RunConfig, facts: Mapping[str, HostFacts], world: int) -> tuple[str, ...]:
