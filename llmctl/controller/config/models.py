@@ -10,7 +10,6 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from llmctl.wire.model import SIZES
-from llmctl.wire.recipe import LORA_TARGETS
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
@@ -149,7 +148,7 @@ class ModelSection(Strict):
     from_: Filled | None = Field(
         None,
         alias="from",
-        description="start from these weights and their shape: a Hugging Face folder or a checkpoint of a run, "
+        description="start from these weights, shape included: a Hugging Face folder or a run's checkpoint, "
         "as a path or URL that every host can read",
     )
     layers: int | None = Field(None, ge=1, description="decoder blocks")
@@ -186,7 +185,9 @@ class LoraSection(Strict):
     rank: int = Field(8, ge=1, description="width of the adapters")
     alpha: float = Field(16.0, gt=0, description="their output is scaled by `alpha` / `rank`")
     targets: list[Literal["q", "k", "v", "out", "gate", "up", "down"]] = Field(
-        default=list(LORA_TARGETS), min_length=1, description="matrices of each layer that get one"
+        default=["q", "k", "v", "out", "gate", "up", "down"],
+        min_length=1,
+        description="matrices of each layer that get one",
     )
 
 

@@ -149,18 +149,21 @@ class Planned:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_header(target: BinaryIO, planned: Iterable[Planned]) -> None:
-    """The header of a file with these tensors in this order; `write_tensor` for each must follow."""
+def write_header(target: BinaryIO, planned: Iterable[Planned]) -> dict[str, int]:
+    """Write the header of a file with these tensors. Returns the byte at which each one's values begin."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets: dict[str, int] = {}
     offset = 0
     for tensor in planned:
         end = offset + tensor.bytes
         entry = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": (offset, end)}
         header[tensor.name] = entry
+        offsets[tensor.name] = offset
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # readers that map the file want aligned values
     target.write(struct.pack("<Q", len(text)) + text)
+    return {name: 8 + len(text) + offset for name, offset in offsets.items()}
 
 
 def write_tensor(target: BinaryIO, tensor: Tensor) -> None:

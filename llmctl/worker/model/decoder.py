@@ -322,8 +322,8 @@ def first_values(name: str, tensor: Tensor, config: ModelConfig, seed: int) -> N
     """Random values for the whole parameter `name`: fan-in scaled, and smaller where a layer adds to the
     residual stream. They depend on seed and name alone, so a rank draws only what it holds and every layout
     begins with the same model."""
-    if tensor.dim() < 2:
-        tensor.fill_(0.0 if name.endswith(".bias") else 1.0)
+    if tensor.dim() < 2 or name.endswith(".lora_b"):
+        tensor.fill_(0.0 if name.endswith((".bias", ".lora_b")) else 1.0)
         return
     generator = torch.Generator(device=tensor.device).manual_seed(seed_of(seed, name))
     std = 0.02 if name.startswith(("embed", "head")) else tensor.shape[1] ** -0.5
