@@ -102,3 +102,15 @@ def micro_batches_per_step(spec: ParallelSpec, global_batch: int, micro_batch: i
     """Forward passes of every rank in one step, the same for all: the largest share decides."""
     largest = -(-global_batch // spec.data_ranks)
     return -(-largest // micro_batch)
+
+
+def schedule_fits(spec: ParallelSpec, micro_batches: int) -> bool:
+    """Whether the pipeline's schedule can run that many micro-batches per step.
+
+    1f1b must fill every stage. Interleaved works in rounds of about `pp` micro-batches, all of one length.
+    """
+    if spec.pp == 1 or spec.schedule == "gpipe":
+        return True
+    if spec.schedule == "1f1b":
+        return micro_batches >= spec.pp
+    return micro_batches % max(1, micro_batches // spec.pp) == 0

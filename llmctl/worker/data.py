@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from llmctl.errors import ConfigError
-from llmctl.storage.corpus.loader import SampleLoader
+from llmctl.storage.corpus.loader import SampleLoader, StepBatch, share
 from llmctl.storage.corpus.order import SampleOrder
 from llmctl.storage.corpus.reader import ShardReader
 from llmctl.storage.corpus.tokenizer import BYTES
@@ -20,7 +21,6 @@ from llmctl.wire.layout import HostLayout
 from llmctl.wire.manifests import ShardManifest
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import NodeSpec
-from llmctl.worker.session import Session
 from llmctl.worker.step import Batch
 
 _DTYPES = {"uint16": torch.uint16, "uint32": torch.uint32}
@@ -50,18 +50,29 @@ def tokenizer_files(spec: NodeSpec, manifest: ShardManifest) -> dict[str, bytes]
 
 
 class Batches:
-    """This rank's share of each step, from `start_step` on."""
+    """A data rank's share of each step, from `start_step` on."""
 
-    def __init__(self, reader: ShardReader, recipe: RecipeSpec, session: Session, *, start_step: int) -> None:
+    def __init__(
+        self,
+        reader: ShardReader,
+        recipe: RecipeSpec,
+        device: torch.device,
+        rank: int,
+        ranks: int,
+        *,
+        start_step: int,
+    ) -> None:
         self._dtype = _DTYPES[reader.manifest.dtype]
         self._row = recipe.sequence_length + 1
-        self._device = session.device
+        self._device = device
+        self._first, self._global_batch = share(recipe.global_batch, rank, ranks)[0], recipe.global_batch
+        self._dropout = recipe.dropout > 0
         self._loader = SampleLoader(
             reader,
             SampleOrder(reader.manifest, recipe.sequence_length, recipe.seed),
             global_batch=recipe.global_batch,
-            rank=session.rank,
-            world=session.world,
+            rank=rank,
+            world=ranks,
             start_step=start_step,
         )
 
@@ -72,7 +83,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         for step_batch in self._loader:
-            yield to_batch(step_batch.tokens, self._dtype, self._row, self._device)
+            batch = to_batch(step_batch.tokens, self._dtype, self._row, self._device)
+            yield replace(batch, samples=self._positions(step_batch)) if self._dropout else batch
+
+    def _positions(self, batch: StepBatch) -> torch.Tensor:
+        """Where the samples lie in the stream of all samples: what their dropout masks are drawn from."""
+        first = batch.step * self._global_batch + self._first
+        return torch.arange(first, first + len(batch.refs))
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -28,6 +28,7 @@ class Session:
         host_leaders: the first rank of every host, in host order.
         host_ranks: the ranks of this host.
         host_group: their process group; None where the world is this one rank.
+        timeout: of every collective; a group made without one would wait for torch's half an hour.
     """
 
     rank: int
@@ -38,6 +39,7 @@ class Session:
     host_leaders: tuple[int, ...]
     host_ranks: tuple[int, ...]
     host_group: dist.ProcessGroup | None = None
+    timeout: timedelta = timedelta(minutes=10)
 
     @property
     def is_first(self) -> bool:
@@ -99,6 +101,7 @@ def open_session(spec: NodeSpec, env: Mapping[str, str] = os.environ) -> Session
         host_leaders=_leaders(spec),
         host_ranks=_host_ranks(spec, rank, world),
         host_group=_host_group(spec, rank, world),
+        timeout=timedelta(seconds=spec.launch.pg_timeout_s),
     )
 
 
@@ -150,7 +153,7 @@ def _host_group(spec: NodeSpec, rank: int, world: int) -> dist.ProcessGroup | No
     mine = None
     for peer in spec.peers:
         ranks = list(range(peer.first_rank, peer.first_rank + peer.nproc))
-        group = dist.new_group(ranks)
+        group = dist.new_group(ranks, timeout=timedelta(seconds=spec.launch.pg_timeout_s))
         if rank in ranks:
             mine = group
     return mine

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from llmctl.errors import ConfigError
 from llmctl.wire.codec import encode
@@ -18,10 +19,9 @@ from llmctl.worker.checkpoint.state import training_tensors
 from llmctl.worker.data import Batches, open_corpus, tokenizer_files
 from llmctl.worker.metrics import Metrics, human_count
 from llmctl.worker.model.config import ModelConfig, count_parameters
-from llmctl.worker.model.decoder import Decoder, initialise, make_decoder
 from llmctl.worker.model.sizes import model_config
 from llmctl.worker.optim import AdamW
-from llmctl.worker.parallel.replicas import ReplicaGradients, broadcast
+from llmctl.worker.parallel.layout import Layout, open_layout
 from llmctl.worker.precision import MixedPrecision, bf16_is_fast, choose_precision
 from llmctl.worker.session import Session
 from llmctl.worker.step import Stepper, StepResult
@@ -37,7 +37,7 @@ class Training:
 
     recipe: RecipeSpec
     session: Session
-    model: Decoder
+    model: nn.Module
     optimizer: AdamW
     stepper: Stepper
     batches: Batches
@@ -91,25 +91,21 @@ def build(
     reader = open_corpus(spec)
     config = model_config(recipe.model, reader.manifest.vocab_size)
     precision = _choose_precision(recipe, session)
-    _introduce(metrics, recipe, session, config, precision)
-    model = _make_model(config, recipe.seed, session)
+    layout = open_layout(recipe, session)
+    _introduce(metrics, recipe, session, config, precision, layout)
+    model = layout.model(config, recipe, precision)
     optimizer = AdamW(model.named_parameters(), recipe.optimizer)
     place = open_place(session, spec, run_dir)
-    done = _start_state(spec, recipe, session, place, model, optimizer, metrics, reader.manifest)
+    done = _start_state(
+        spec, recipe, session, place, config, layout, model, optimizer, metrics, reader.manifest
+    )
     return Training(
         recipe=recipe,
         session=session,
         model=model,
         optimizer=optimizer,
-        stepper=Stepper(
-            model=model,
-            optimizer=optimizer,
-            gradients=ReplicaGradients(model.parameters(), world=session.world),
-            precision=precision,
-            micro_batch=recipe.micro_batch,
-            world=session.world,
-        ),
-        batches=Batches(reader, recipe, session, start_step=done),
+        stepper=make_stepper(layout, recipe, session, model, optimizer, precision),
+        batches=Batches(reader, recipe, session.device, layout.data_rank, layout.data_ranks, start_step=done),
         saver=Saver(
             session=session,
             place=place,
@@ -124,26 +120,47 @@ def build(
     )
 
 
+def make_stepper(
+    layout: Layout,
+    recipe: RecipeSpec,
+    session: Session,
+    model: nn.Module,
+    optimizer: AdamW,
+    precision: MixedPrecision,
+) -> Stepper:
+    """What runs the steps of `model` in its layout."""
+    objective, gradients = layout.objective(recipe), layout.gradients(model)
+    return Stepper(
+        runner=layout.runner(model, recipe, gradients, precision, objective),
+        optimizer=optimizer,
+        gradients=gradients,
+        objective=objective,
+        world=session.world,
+        counts=layout.counts,
+    )
+
+
 def _start_state(
     spec: NodeSpec,
     recipe: RecipeSpec,
     session: Session,
     place: Place,
-    model: Decoder,
+    config: ModelConfig,
+    layout: Layout,
+    model: nn.Module,
     optimizer: AdamW,
     metrics: Metrics,
     corpus: ShardManifest,
 ) -> int:
     """Give all ranks one state: the newest checkpoint's, else rank 0's first weights. Returns steps done."""
-    warning = check_room(session, place, STATE_BYTES * count_parameters(model.config))
+    warning = check_room(session, place, STATE_BYTES * count_parameters(config))
     if warning:
         metrics.note(warning)
     found = _find_resume(spec, recipe, session, place)
     if found is None:
-        if session.world > 1:
-            broadcast(model.parameters(), source=0)
+        layout.align(model)
         return 0
-    check_model(found, encode(model.config))
+    check_model(found, encode(config))
     restore(session, place, found, training_tensors(model, optimizer), session.device)
     metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
     changed = changed_order(found.manifest, recipe, corpus)
@@ -188,22 +205,26 @@ def _choose_precision(recipe: RecipeSpec, session: Session) -> MixedPrecision:
     return choose_precision(recipe.precision, session.device.type, fast_everywhere=fast)
 
 
-def _make_model(config: ModelConfig, seed: int, session: Session) -> Decoder:
-    """The model with its first weights, allocated once, on the device where it stays."""
-    model = make_decoder(config, session.device)
-    initialise(model, seed)
-    return model
-
-
 def _introduce(
-    metrics: Metrics, recipe: RecipeSpec, session: Session, config: ModelConfig, precision: MixedPrecision
+    metrics: Metrics,
+    recipe: RecipeSpec,
+    session: Session,
+    config: ModelConfig,
+    precision: MixedPrecision,
+    layout: Layout,
 ) -> None:
     size = human_count(count_parameters(config))
+    ranks = f"{session.world} ranks on {session.device.type}{_layout_text(layout)}"
     metrics.note(
-        f"{recipe.model.size}: {size} parameters, {session.world} ranks on {session.device.type}, "
+        f"{recipe.model.size}: {size} parameters, {ranks}, "
         f"batch {recipe.global_batch} x {recipe.sequence_length} tokens, "
         f"{precision.name} ({precision.reason}), {_threads()} per rank"
     )
+
+
+def _layout_text(layout: Layout) -> str:
+    """Nothing to say of whole copies."""
+    return "" if layout.spec.is_replicas else f" ({layout.spec.name})"
 
 
 def _threads() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from llmctl.wire.model import ModelConfig
-from llmctl.wire.parallel import SCHEDULES, ParallelSpec, micro_batches_per_step
+from llmctl.wire.parallel import SCHEDULES, ParallelSpec, micro_batches_per_step, schedule_fits
 from llmctl.wire.recipe import RecipeSpec
 
 
@@ -139,25 +139,19 @@ def _pipeline(case: _Case) -> Refusal | None:
 def _enough_micro_batches(case: _Case) -> Refusal | None:
     spec, recipe = case.spec, case.recipe
     count = micro_batches_per_step(spec, recipe.global_batch, recipe.micro_batch)
-    share = -(-recipe.global_batch // spec.data_ranks)
-    if spec.schedule == "1f1b" and count < spec.pp:
-        return Refusal(
-            reason=f"1f1b over {spec.pp} stages needs {spec.pp} micro-batches per step, there are {count}",
-            change=_smaller(share, recipe.micro_batch, lambda m: m >= spec.pp),
-        )
-    if spec.schedule == "interleaved" and (count < spec.pp or count % spec.pp):
-        return Refusal(
-            reason=f"interleaved over {spec.pp} ranks needs a multiple of {spec.pp} micro-batches per step, "
-            f"there are {count}",
-            change=_smaller(share, recipe.micro_batch, lambda m: m >= spec.pp and m % spec.pp == 0),
-        )
-    return None
+    if schedule_fits(spec, count):
+        return None
+    needs = f"at least {spec.pp}" if spec.schedule == "1f1b" else f"a multiple of {spec.pp}"
+    return Refusal(
+        reason=f"{spec.schedule} over {spec.pp} ranks needs {needs} micro-batches a step, there are {count}",
+        change=_smaller_micro_batch(case),
+    )
 
 
-def _smaller(share: int, micro_batch: int, fits: Callable[[int], bool]) -> str | None:
-    """The largest size below `micro_batch` that cuts `share` samples into a fitting number of pieces."""
-    for size in range(micro_batch - 1, 0, -1):
-        if fits(-(-share // size)):
+def _smaller_micro_batch(case: _Case) -> str | None:
+    """The largest smaller micro-batch that the schedule can work with."""
+    for size in range(case.recipe.micro_batch - 1, 0, -1):
+        if schedule_fits(case.spec, micro_batches_per_step(case.spec, case.recipe.global_batch, size)):
             return f"micro_batch: {size}"
     return None
 
