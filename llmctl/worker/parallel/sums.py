@@ -72,8 +72,7 @@ class MeshGradients:
         """See Gradients."""
         self._replicas.finish()
         for parameter in self._named.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+            _settle(parameter)
         if self._partial:
             _sum_together([local(_grad(p)) for p in self._partial], self._mesh.get_group("tp"))
         if self._tied is not None:
@@ -130,12 +129,26 @@ def sharded_over(parameter: Tensor) -> frozenset[str]:
         return frozenset()
     names = parameter.device_mesh.mesh_dim_names or ()
     pairs = zip(names, parameter.placements, strict=True)
-    return frozenset(name for name, placement in pairs if placement.is_shard())
+    # Not `is_shard()`: it is False for the strided shards of FSDP over tp.
+    return frozenset(name for name, placement in pairs if not placement.is_replicate())
 
 
 def _is_plain_on(parameter: Tensor, dim: str) -> bool:
     """Whether torch's DTensor knows nothing of this parameter along `dim`."""
     return not isinstance(parameter, DTensor) or dim not in (parameter.device_mesh.mesh_dim_names or ())
+
+
+def _settle(parameter: nn.Parameter) -> None:
+    """Give a parameter that no sample has touched a gradient of zeros, and a DTensor's gradient the
+    parameter's own placements: DTensor may leave it in parts that are still to be added."""
+    grad = parameter.grad
+    if grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+        return
+    if not (isinstance(grad, DTensor) and isinstance(parameter, DTensor)):
+        return
+    if grad.placements != parameter.placements:
+        parameter.grad = grad.redistribute(placements=parameter.placements)
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:

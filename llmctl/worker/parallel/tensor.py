@@ -6,8 +6,10 @@ that their weights' gradients need (`sums.py`) are made once per step instead of
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -33,7 +35,7 @@ def split_matrices(model: Decoder, mesh: DeviceMesh, spec: ParallelSpec) -> None
     between: Placement = Shard(1) if spec.sequence_parallel else Replicate()
     plan: dict[str, ParallelStyle] = {}
     if hasattr(model, "embed"):
-        plan["embed"] = RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
+        plan["embed"] = SplitVocabulary(between)
     for name in model.layers:
         plan |= _block_plan(f"layers.{name}", between)
     if model.head is not None:
@@ -41,6 +43,39 @@ def split_matrices(model: Decoder, mesh: DeviceMesh, spec: ParallelSpec) -> None
     if model.part.scores:
         plan["to_logits"] = _gather(between, inputs=2)
     parallelize_module(model, mesh, plan)
+
+
+class SplitVocabulary(ParallelStyle):
+    """Each rank holds some rows of an embedding and looks up only those.
+
+    Why not torch's RowwiseParallel: the gradient of its lookup has the size of the whole table on every
+    rank, and travels as such.
+    """
+
+    def __init__(self, between: Placement) -> None:
+        super().__init__()
+        self._between = between
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.Embedding)  # noqa: S101 - for the type checker
+        module.weight = nn.Parameter(distribute_tensor(module.weight, device_mesh, [Shard(0)]))
+
+        def look_up(tokens: Tensor) -> Tensor:
+            weight = module.weight
+            assert isinstance(weight, DTensor)  # noqa: S101 - for the type checker
+            return self._look_up(tokens, weight, device_mesh)
+
+        module.forward = look_up  # type: ignore[method-assign]
+        return module
+
+    def _look_up(self, tokens: Tensor, weight: DTensor, mesh: DeviceMesh) -> Tensor:
+        rows = weight.to_local()
+        own = tokens - mesh.get_local_rank() * rows.shape[0]
+        elsewhere = (own < 0) | (own >= rows.shape[0])
+        found = F.embedding(own.masked_fill(elsewhere, 0), rows).masked_fill(elsewhere.unsqueeze(-1), 0.0)
+        parts = DTensor.from_local(found, mesh, [Partial()], run_check=False)
+        whole: Tensor = parts.redistribute(placements=[self._between]).to_local()
+        return whole
 
 
 def _block_plan(block: str, between: Placement) -> dict[str, ParallelStyle]:
