@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from llmctl.errors import ConfigError
+from llmctl.storage.corpus.reader import ShardReader
 from llmctl.wire.codec import encode
 from llmctl.wire.manifests import CheckpointManifest, ShardManifest
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import NodeSpec
-from llmctl.worker.checkpoint.load import Found, check_model, find_latest, restore
+from llmctl.worker.checkpoint.load import Found, check_model, find_latest, restore, together
 from llmctl.worker.checkpoint.place import Place, check_room, open_place
 from llmctl.worker.checkpoint.save import Saver
 from llmctl.worker.checkpoint.state import training_tensors
 from llmctl.worker.data import Batches, open_corpus, tokenizer_files
+from llmctl.worker.hf.folder import shapes
+from llmctl.worker.hf.start import Start, check_resume, open_start
+from llmctl.worker.lora import adapter_shapes
 from llmctl.worker.metrics import Metrics, human_count
 from llmctl.worker.model.config import ModelConfig, count_parameters
 from llmctl.worker.model.sizes import model_config
@@ -89,15 +93,31 @@ def build(
     """
     check_recipe(recipe)
     reader = open_corpus(spec)
-    config = model_config(recipe.model, reader.manifest.vocab_size)
+    with open_start(recipe, session, reader.manifest, spec.data_uri) as start:
+        return _build(spec, recipe, session, run_dir, metrics, stop, reader, start)
+
+
+def _build(
+    spec: NodeSpec,
+    recipe: RecipeSpec,
+    session: Session,
+    run_dir: str,
+    metrics: Metrics,
+    stop: StopSignal,
+    reader: ShardReader,
+    start: Start | None,
+) -> Training:
+    """`build`, with the weights open that training begins from, if there are any."""
+    config = start.weights.config if start else model_config(recipe.model, reader.manifest.vocab_size)
     precision = _choose_precision(recipe, session)
     layout = open_layout(recipe, session)
     _introduce(metrics, recipe, session, config, precision, layout)
     model = layout.model(config, recipe, precision)
-    optimizer = AdamW(model.named_parameters(), recipe.optimizer)
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = AdamW(learning, recipe.optimizer)
     place = open_place(session, spec, run_dir)
     done = _start_state(
-        spec, recipe, session, place, config, layout, model, optimizer, metrics, reader.manifest
+        spec, recipe, session, place, config, layout, model, optimizer, metrics, reader.manifest, start
     )
     return Training(
         recipe=recipe,
@@ -109,15 +129,24 @@ def build(
         saver=Saver(
             session=session,
             place=place,
-            template=_marker_template(spec, recipe, session, config, reader.manifest),
+            template=replace(
+                _marker_template(spec, recipe, session, config, reader.manifest),
+                base=start.base if start else None,
+            ),
             keep=recipe.keep,
-            extra_files=tokenizer_files(spec, reader.manifest) if session.leader else {},
+            extra_files=_extra_files(spec, reader.manifest, start) if session.leader else {},
         ),
         metrics=metrics,
         stop=stop,
         grace_s=spec.grace_s,
         done=done,
     )
+
+
+def _extra_files(spec: NodeSpec, corpus: ShardManifest, start: Start | None) -> dict[str, bytes]:
+    """Small files of every checkpoint: the corpus' tokenizer, and what came with the first weights."""
+    carried = start.weights.carried if start else {}
+    return {**carried, **tokenizer_files(spec, corpus)}
 
 
 def make_stepper(
@@ -151,22 +180,37 @@ def _start_state(
     optimizer: AdamW,
     metrics: Metrics,
     corpus: ShardManifest,
+    start: Start | None,
 ) -> int:
     """Give all ranks one state: the newest checkpoint's, else rank 0's first weights. Returns steps done."""
-    warning = check_room(session, place, STATE_BYTES * count_parameters(config))
+    warning = check_room(session, place, STATE_BYTES * _learning(config, recipe))
     if warning:
         metrics.note(warning)
     found = _find_resume(spec, recipe, session, place)
-    if found is None:
+    if found is not None:
+        check_model(found, encode(config))
+        check_resume(found.manifest, recipe.lora, start)
+    if start is not None and (found is None or recipe.lora is not None):
+        # Whole copies get rank 0's in `align`: one rank reads, not all.
+        reads = session.is_first or not layout.spec.is_replicas
+        together(session, lambda: start.give(model) if reads else None)
+    if found is None or recipe.lora is not None:
         layout.align(model)
+    if found is None:
         return 0
-    check_model(found, encode(config))
     restore(session, place, found, training_tensors(model, optimizer), session.device)
     metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
     changed = changed_order(found.manifest, recipe, corpus)
     if changed:
         metrics.note(f"samples may repeat or be left out after this resume: {', '.join(changed)} changed")
     return found.step
+
+
+def _learning(config: ModelConfig, recipe: RecipeSpec) -> int:
+    """Numbers that learn."""
+    if recipe.lora is None:
+        return count_parameters(config)
+    return sum(rows * columns for rows, columns in adapter_shapes(shapes(config), recipe.lora).values())
 
 
 def changed_order(saved: CheckpointManifest, recipe: RecipeSpec, corpus: ShardManifest) -> list[str]:
@@ -215,8 +259,10 @@ def _introduce(
 ) -> None:
     size = human_count(count_parameters(config))
     ranks = f"{session.world} ranks on {session.device.type}{_layout_text(layout)}"
+    name = recipe.model.source or recipe.model.size
+    adapted = "" if recipe.lora is None else f" ({human_count(_learning(config, recipe))} in adapters)"
     metrics.note(
-        f"{recipe.model.size}: {size} parameters, {ranks}, "
+        f"{name}: {size} parameters{adapted}, {ranks}, "
         f"batch {recipe.global_batch} x {recipe.sequence_length} tokens, "
         f"{precision.name} ({precision.reason}), {_threads()} per rank"
     )

@@ -156,6 +156,12 @@ def _smaller_micro_batch(case: _Case) -> str | None:
     return None
 
 
+def _adapters(case: _Case) -> Refusal | None:
+    if case.recipe.lora is None or case.spec.pp == case.spec.tp == 1:
+        return None
+    return Refusal(reason="lora works on whole copies and with dp_shard, not with tp or pp")
+
+
 def _checkpoints(case: _Case) -> Refusal | None:
     if case.spec.is_replicas or case.site.hosts == 1 or case.site.shared_checkpoints:
         return None
@@ -165,4 +171,4 @@ def _checkpoints(case: _Case) -> Refusal | None:
     )
 
 
-RULES: tuple[Callable[[_Case], Refusal | None], ...] = (_sizes, _tensor, _pipeline, _checkpoints)
+RULES: tuple[Callable[[_Case], Refusal | None], ...] = (_sizes, _tensor, _pipeline, _adapters, _checkpoints)

@@ -45,7 +45,7 @@ def convert(given: argparse.Namespace) -> dict[str, Any]:
     from llmctl.storage.files import open_store
     from llmctl.worker.hf import convert, export
     from llmctl.worker.hf.folder import open_folder
-    from llmctl.worker.hf.weights import find_checkpoint, open_weights, verified_checkpoint
+    from llmctl.worker.hf.weights import find_checkpoint, open_checkpoint, open_weights
 
     if given.verb == "export":
         with open_weights(given.source, base=given.base) as weights:
@@ -69,7 +69,7 @@ def convert(given: argparse.Namespace) -> dict[str, Any]:
         found = find_checkpoint(open_store(given.source))
         if found is None:
             raise NotFoundError(f"{given.source} holds no committed checkpoint", stage="checkpoint")
-        with verified_checkpoint(found) as checkpoint:
+        with open_checkpoint(found) as checkpoint:
             made = convert.reshard(checkpoint, given.dest, files=given.files, overwrite=given.overwrite)
     names = [entry.path for entry in made.files]
     return {"files": names, "bytes": sum(entry.size for entry in made.files), "step": made.step}

@@ -62,11 +62,33 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A committed checkpoint of plain weights in a local folder whose files were verified."""
+    """A committed checkpoint of plain weights, or of adapters; opened, but nothing of it verified yet.
 
-    where: str
-    folder: Path
+    Attributes:
+        scratch: where files of a remote store are copied to.
+    """
+
+    store: Store
+    scratch: Path
     manifest: CheckpointManifest
+
+    @property
+    def where(self) -> str:
+        return self.store.uri
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its files where torch can read them, each verified by now.
+
+        Raises:
+            IntegrityError: names the file that is not what was saved.
+        """
+        if self.store.local_root is not None:
+            verify_files(self.store, "", self.manifest)
+            return self.store.local_root
+        for entry in self.manifest.files:
+            fetch(self.store, entry, self.scratch / entry.path)
+        return self.scratch
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -75,8 +97,8 @@ class Checkpoint:
     @cached_property
     def carried(self) -> dict[str, bytes]:
         """Every file but torch's own."""
-        names = (entry.path for entry in self.manifest.files)
-        return {name: (self.folder / name).read_bytes() for name in names if is_carried(name)}
+        names = [entry.path for entry in self.manifest.files if is_carried(entry.path)]
+        return {name: self.store.read_bytes(name) for name in names}
 
     @property
     def lora(self) -> LoraSpec | None:
@@ -165,7 +187,7 @@ def open_weights(uri: str, *, base: str | None = None) -> Iterator[Weights]:
         yield open_folder(uri)
         return
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(verified_checkpoint(found))
+        checkpoint = stack.enter_context(open_checkpoint(found))
         wanted, spec = checkpoint.manifest.base, checkpoint.lora
         if wanted is None or spec is None:
             yield checkpoint
@@ -204,19 +226,12 @@ def find_checkpoint(store: Store) -> Store | None:
 
 
 @contextmanager
-def verified_checkpoint(store: Store) -> Iterator[Checkpoint]:
-    """The checkpoint in `store`, where torch can read it: in place, or copied from a remote store for as long
-    as the context lasts.
+def open_checkpoint(store: Store) -> Iterator[Checkpoint]:
+    """The checkpoint that `store` is; copies of remote files last as long as the context.
 
     Raises:
-        IntegrityError: names the file that is not what was saved.
+        NotFoundError: it is none. IntegrityError: its marker is damaged.
     """
     manifest = loads(CheckpointManifest, store.read_bytes(COMMIT_MARKER))
-    if store.local_root is not None:
-        verify_files(store, "", manifest)
-        yield Checkpoint(where=store.uri, folder=store.local_root, manifest=manifest)
-        return
     with tempfile.TemporaryDirectory(prefix="llmctl-checkpoint-") as scratch:
-        for entry in manifest.files:
-            fetch(store, entry, Path(scratch, entry.path))
-        yield Checkpoint(where=store.uri, folder=Path(scratch), manifest=manifest)
+        yield Checkpoint(store=store, scratch=Path(scratch), manifest=manifest)

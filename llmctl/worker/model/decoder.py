@@ -311,10 +311,11 @@ def make_decoder(config: ModelConfig, device: torch.device) -> Decoder:
 
 
 @torch.no_grad()
-def initialise(model: Decoder, seed: int) -> None:
-    """Random weights for every parameter of the model."""
+def initialise(model: Decoder, seed: int, *, learning_only: bool = False) -> None:
+    """Random weights for every parameter of the model, or only for those that are not frozen."""
     for name, parameter in model.named_parameters():
-        first_values(name, parameter, model.config, seed)
+        if parameter.requires_grad or not learning_only:
+            first_values(name, parameter, model.config, seed)
 
 
 @torch.no_grad()

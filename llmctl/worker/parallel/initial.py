@@ -13,12 +13,15 @@ from llmctl.worker.optim import local
 
 
 @torch.no_grad()
-def first_shards(model: Decoder, config: ModelConfig, seed: int) -> None:
+def first_shards(model: Decoder, config: ModelConfig, seed: int, *, learning_only: bool = False) -> None:
     """Fill every parameter with this rank's part of the values that `initialise` gives the whole model.
 
-    Needs memory for the largest whole parameter, and no communication.
+    With `learning_only`, frozen parameters are left as they are. Needs memory for the largest whole
+    parameter, and no communication.
     """
     for name, parameter in model.named_parameters():
+        if learning_only and not parameter.requires_grad:
+            continue
         if not isinstance(parameter, DTensor):
             first_values(name, parameter, config, seed)
             continue

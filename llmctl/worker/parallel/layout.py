@@ -13,6 +13,7 @@ from torch import nn
 from llmctl.errors import ConfigError
 from llmctl.wire.parallel import ParallelSpec
 from llmctl.wire.recipe import RecipeSpec
+from llmctl.worker.lora import add_adapters
 from llmctl.worker.model.config import ModelConfig
 from llmctl.worker.model.decoder import initialise, make_decoder
 from llmctl.worker.objective import Objective
@@ -96,7 +97,10 @@ class Replicas:
     def model(self, config: ModelConfig, recipe: RecipeSpec, precision: MixedPrecision) -> nn.Module:
         """Allocated once, on the device where it stays."""
         model = make_decoder(config, self._session.device)
-        initialise(model, recipe.seed)
+        if recipe.lora is not None:
+            add_adapters(model, recipe.lora)
+        if recipe.model.source is None or recipe.lora is not None:
+            initialise(model, recipe.seed, learning_only=recipe.lora is not None)
         prepare_blocks(model, recipe, self._session.device)
         return model
 

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from llmctl.wire.parallel import DIMS, ParallelSpec, coordinates, micro_batches_per_step, rank_at
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.stages import pipeline_cuts
+from llmctl.worker.lora import add_adapters
 from llmctl.worker.model.config import ModelConfig
 from llmctl.worker.model.decoder import Decoder, Part, make_decoder
 from llmctl.worker.objective import Objective
@@ -89,6 +90,8 @@ class Mesh:
     ) -> Decoder:
         model = make_decoder(config, torch.device("meta"))
         model.keep_part(Part(first=first, stop=stop, layers=config.layers))
+        if recipe.lora is not None:
+            add_adapters(model, recipe.lora)
         if self.spec.tp > 1:
             from llmctl.worker.parallel.tensor import split_matrices
 
@@ -102,7 +105,8 @@ class Mesh:
             dims = ("dp_replicate", "dp_shard") if self.spec.dp_replicate > 1 else ("dp_shard",)
             shard_parameters(model, self._mesh[dims], bf16=precision.bf16, keep=self.spec.pp > 1)
         model.to_empty(device=self._session.device)
-        first_shards(model, config, recipe.seed)
+        if recipe.model.source is None or recipe.lora is not None:
+            first_shards(model, config, recipe.seed, learning_only=recipe.lora is not None)
         return model
 
     def align(self, model: nn.Module) -> None:
