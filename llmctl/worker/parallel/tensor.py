@@ -60,10 +60,10 @@ class SplitVocabulary(ParallelStyle):
         assert isinstance(module, nn.Embedding)  # noqa: S101 - for the type checker
         module.weight = nn.Parameter(distribute_tensor(module.weight, device_mesh, [Shard(0)]))
 
-        def look_up(tokens: Tensor) -> Tensor:
+        def look_up(input: Tensor) -> Tensor:
             weight = module.weight
             assert isinstance(weight, DTensor)  # noqa: S101 - for the type checker
-            return self._look_up(tokens, weight, device_mesh)
+            return self._look_up(input, weight, device_mesh)
 
         module.forward = look_up  # type: ignore[method-assign]
         return module
