@@ -218,11 +218,15 @@ def check_same_base(wanted: BaseWeights, weights: Weights) -> None:
 
 
 def find_checkpoint(store: Store) -> Store | None:
-    """The committed checkpoint that `store` is, or the newest one in it; None: it holds none."""
+    """The committed checkpoint that `store` is, or the newest in it or in the `checkpoints` of a run that was
+    pulled to it; None: there is none."""
     if store.exists(COMMIT_MARKER):
         return store
-    steps = committed_steps(store)
-    return open_store(join(store.uri, checkpoint_name(steps[-1]))) if steps else None
+    for place in (store, open_store(join(store.uri, "checkpoints"))):
+        steps = committed_steps(place)
+        if steps:
+            return open_store(join(place.uri, checkpoint_name(steps[-1])))
+    return None
 
 
 @contextmanager
