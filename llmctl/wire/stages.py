@@ -1,8 +1,25 @@
-"""Where a pipeline cuts the model: pure, because the planner estimates what the worker builds."""
+"""How a model's shape and a mesh go together: whether they fit, and where a pipeline cuts. Pure, because the
+planner refuses and estimates what the worker builds."""
 
 from __future__ import annotations
 
+from typing import Optional
+
 from llmctl.wire.model import ModelConfig
+from llmctl.wire.parallel import ParallelSpec
+
+
+def misfit(spec: ParallelSpec, config: ModelConfig, sequence_length: int) -> Optional[str]:
+    """Why this model can't be cut that way; None where it can."""
+    for name in ("heads", "kv_heads", "ffn_dim", "vocab_size"):
+        size = getattr(config, name)
+        if size % spec.tp:
+            return f"tp {spec.tp} does not divide {name} {size}"
+    if spec.sequence_parallel and sequence_length % spec.tp:
+        return f"sequence_parallel: tp {spec.tp} does not divide sequence_length {sequence_length}"
+    if config.layers < spec.stages:
+        return f"{spec.stages} pipeline stages for {config.layers} layers"
+    return None
 
 
 def pipeline_cuts(config: ModelConfig, stages: int, sequence_length: int) -> tuple[tuple[int, int], ...]:

@@ -183,6 +183,7 @@ def _start_state(
     start: Start | None,
 ) -> int:
     """Give all ranks one state: the newest checkpoint's, else rank 0's first weights. Returns steps done."""
+    _check_whole_copies(layout, place)
     warning = check_room(session, place, STATE_BYTES * _learning(config, recipe))
     if warning:
         metrics.note(warning)
@@ -204,6 +205,17 @@ def _start_state(
     if changed:
         metrics.note(f"samples may repeat or be left out after this resume: {', '.join(changed)} changed")
     return found.step
+
+
+def _check_whole_copies(layout: Layout, place: Place) -> None:
+    """Without a shared place each host keeps a whole checkpoint, which only whole models can give it."""
+    if not (place.shared or layout.spec.is_replicas):
+        raise ConfigError(
+            f"{layout.spec.name} over several hosts needs one place for checkpoints that all of them see; "
+            f"{place.store.uri} is another folder on each",
+            hint="set checkpoint.uri to a shared folder, hdfs:// or s3://",
+            stage="checkpoint",
+        )
 
 
 def _learning(config: ModelConfig, recipe: RecipeSpec) -> int:

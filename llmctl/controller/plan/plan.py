@@ -9,6 +9,8 @@ from llmctl.controller.config.job import job_for_record
 from llmctl.controller.config.models import JobFile, LoraSection
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.network import interface, master_address, own_address
+from llmctl.controller.plan.parallel import layout_of
+from llmctl.controller.plan.refusals import Site
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
@@ -53,7 +55,7 @@ class Plan:
         if recipe is None:
             parts.insert(0, "script " + self.nodes[0].launch.command[0])
         else:
-            parts.insert(1, "ddp")
+            parts.insert(1, recipe.parallel.name if recipe.parallel else "ddp")
             parts.append(f"batch {recipe.global_batch} x {recipe.sequence_length} tokens")
         return " · ".join(parts)
 
@@ -135,7 +137,7 @@ def _node(
     backend: str,
 ) -> NodeSpec:
     job = config.job
-    recipe = recipe_spec(job) if job.train.script is None else None
+    recipe = _recipe(job, peers)
     env = {**config.env, environment.BACKEND: backend}
     threads = shared_threads(config.hosts, host, peers, facts)
     if threads is not None:
@@ -177,6 +179,19 @@ def _node(
     )
 
 
+def _recipe(job: JobFile, peers: tuple[Peer, ...]) -> RecipeSpec | None:
+    """The recipe with the layout of all ranks; None for a script."""
+    if job.train.script is not None:
+        return None
+    recipe = recipe_spec(job)
+    site = Site(
+        world=sum(peer.nproc for peer in peers),
+        hosts=len(peers),
+        shared_checkpoints=job.checkpoint.uri is not None,
+    )
+    return replace(recipe, parallel=layout_of(job, recipe, site))
+
+
 def recipe_spec(job: JobFile) -> RecipeSpec:
     """The recipe part of a job in wire form."""
     recipe = job.recipe
@@ -198,6 +213,13 @@ def recipe_spec(job: JobFile) -> RecipeSpec:
         threads=recipe.threads,
         tensorboard=recipe.tensorboard,
         lora=_lora_spec(recipe.lora),
+        aggregation=recipe.aggregation,
+        activation_checkpointing=recipe.activation_checkpointing,
+        compile=recipe.compile,
+        dropout=recipe.dropout,
+        on_bad_loss=recipe.on_bad_loss,
+        spike_threshold=recipe.spike_threshold,
+        self_check=recipe.self_check,
     )
 
 

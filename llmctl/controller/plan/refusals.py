@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from llmctl.wire.model import ModelConfig
 from llmctl.wire.parallel import SCHEDULES, ParallelSpec, micro_batches_per_step, schedule_fits
 from llmctl.wire.recipe import RecipeSpec
+from llmctl.wire.stages import misfit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Refusal:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Case:
     spec: ParallelSpec
-    model: ModelConfig
+    model: ModelConfig | None
     recipe: RecipeSpec
     site: Site
 
@@ -50,8 +51,12 @@ def refuse(spec: ParallelSpec, model: ModelConfig, recipe: RecipeSpec, world: in
     return found.reason if found else None
 
 
-def refusal(spec: ParallelSpec, model: ModelConfig, recipe: RecipeSpec, site: Site) -> Refusal | None:
-    """The first rule that `spec` breaks there; None where it can work."""
+def refusal(spec: ParallelSpec, model: ModelConfig | None, recipe: RecipeSpec, site: Site) -> Refusal | None:
+    """The first rule that `spec` breaks there; None where it can work.
+
+    Args:
+        model: its shape; None where only the hosts can read it, who then check the same.
+    """
     case = _Case(spec=spec, model=model, recipe=recipe, site=site)
     for rule in RULES:
         found = rule(case)
@@ -60,7 +65,9 @@ def refusal(spec: ParallelSpec, model: ModelConfig, recipe: RecipeSpec, site: Si
     return None
 
 
-def nearest(spec: ParallelSpec, model: ModelConfig, recipe: RecipeSpec, site: Site) -> ParallelSpec | None:
+def nearest(
+    spec: ParallelSpec, model: ModelConfig | None, recipe: RecipeSpec, site: Site
+) -> ParallelSpec | None:
     """The layout for all ranks of `site` that works and differs least from `spec`; None: there is none."""
     fitting = [other for other in _variants(spec, site.world) if refusal(other, model, recipe, site) is None]
     return min(fitting, key=lambda other: _distance(spec, other), default=None)
@@ -107,17 +114,15 @@ def _sizes(case: _Case) -> Refusal | None:
     return None
 
 
-def _tensor(case: _Case) -> Refusal | None:
-    tp = case.spec.tp
-    for name in ("heads", "kv_heads", "ffn_dim", "vocab_size"):
-        size = getattr(case.model, name)
-        if size % tp:
-            return Refusal(reason=f"tp {tp} does not divide {name} {size}")
-    if case.spec.sequence_parallel and case.recipe.sequence_length % tp:
-        return Refusal(
-            reason=f"sequence_parallel: tp {tp} does not divide sequence_length {case.recipe.sequence_length}"
-        )
-    if tp > 1 and case.recipe.compile:
+def _shape(case: _Case) -> Refusal | None:
+    if case.model is None:
+        return None
+    reason = misfit(case.spec, case.model, case.recipe.sequence_length)
+    return Refusal(reason=reason) if reason else None
+
+
+def _compile(case: _Case) -> Refusal | None:
+    if case.spec.tp > 1 and case.recipe.compile:
         return Refusal(reason="torch.compile fails with tp (torch 2.13)", change="compile: false")
     return None
 
@@ -131,8 +136,6 @@ def _pipeline(case: _Case) -> Refusal | None:
         )
     if spec.pp == 1 and spec.virtual_stages > 1:
         return Refusal(reason="virtual_stages without pp: there is no pipeline to interleave")
-    if case.model.layers < spec.stages:
-        return Refusal(reason=f"{spec.stages} pipeline stages for {case.model.layers} layers")
     return _enough_micro_batches(case) if spec.pp > 1 else None
 
 
@@ -171,4 +174,11 @@ def _checkpoints(case: _Case) -> Refusal | None:
     )
 
 
-RULES: tuple[Callable[[_Case], Refusal | None], ...] = (_sizes, _tensor, _pipeline, _adapters, _checkpoints)
+RULES: tuple[Callable[[_Case], Refusal | None], ...] = (
+    _sizes,
+    _pipeline,
+    _shape,
+    _compile,
+    _adapters,
+    _checkpoints,
+)

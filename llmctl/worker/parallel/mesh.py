@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from llmctl.errors import ConfigError
 from llmctl.wire.parallel import DIMS, ParallelSpec, coordinates, micro_batches_per_step, rank_at
 from llmctl.wire.recipe import RecipeSpec
-from llmctl.wire.stages import pipeline_cuts
+from llmctl.wire.stages import misfit, pipeline_cuts
 from llmctl.worker.lora import add_adapters
 from llmctl.worker.model.config import ModelConfig
 from llmctl.worker.model.decoder import Decoder, Part, make_decoder
@@ -80,6 +81,9 @@ class Mesh:
 
     def model(self, config: ModelConfig, recipe: RecipeSpec, precision: MixedPrecision) -> nn.Module:
         """See Layout: one Decoder, or Pieces where a rank holds several stages."""
+        reason = misfit(self.spec, config, recipe.sequence_length)
+        if reason:
+            raise ConfigError(f"parallel: {reason}", hint="llmctl plan shows what fits", stage="recipe")
         cuts = pipeline_cuts(config, self.spec.stages, recipe.sequence_length)
         mine = cuts[self._pp :: self.spec.pp]
         stages = [self._stage(config, recipe, precision, first, stop) for first, stop in mine]
