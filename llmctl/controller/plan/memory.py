@@ -140,17 +140,22 @@ def _runtime(case: _Case, is_cpu: bool, passing: int) -> int:
 
 def _forward_end(case: _Case, grads: int) -> tuple[int, int, int]:
     """The backward pass begins: all activations are there, the logits' gradient is made of two tensors."""
-    logits = 2 * _logits(case) if any(piece.scores for piece in case.pieces) else 0
+    # Logits that are split over the vocabulary need one tensor more: the loss is put together by hand.
+    copies = 3 if case.spec.tp > 1 and case.spec.loss_parallel else 2
+    logits = copies * _logits(case) if any(piece.scores for piece in case.pieces) else 0
     return _kept(case, grads), _activations(case), logits + _copies(case) + _buffers(case) + _whole_root(case)
 
 
 def _backward(case: _Case, grads: int) -> tuple[int, int, int]:
-    """The backward pass has left the logits; with FSDP two blocks and the root are whole, with gradients."""
+    """The backward pass has left the logits and is inside the last block, whose gradients come to be; with
+    FSDP two blocks and the root are whole."""
     scores = any(piece.scores for piece in case.pieces)
     left = _activations(case) - (_logits(case) if scores else 0)
-    recomputed = max((_again(case, piece) for piece in case.pieces), default=0)
-    temporary = recomputed + _copies(case) + _buffers(case) + _sharding(case)
-    return _kept(case, grads), left, temporary
+    inside = max(_again(case, piece) for piece in case.pieces) + _block_backward(case)
+    temporary = inside + _copies(case) + _buffers(case) + _sharding(case)
+    sharded = case.spec.dp_shard > 1
+    first = 0 if sharded else FP32 * (_block(case) + max(_root(case, piece) for piece in case.pieces))
+    return max(_kept(case, grads), min(grads, first)), left, temporary
 
 
 def _update(case: _Case, grads: int) -> tuple[int, int, int]:
@@ -160,8 +165,12 @@ def _update(case: _Case, grads: int) -> tuple[int, int, int]:
 
 def _kept(case: _Case, grads: int) -> int:
     """Gradients that lie there before a backward pass: in buckets, or from the micro-batch before."""
-    in_buckets = case.spec.dp_replicate > 1 and case.spec.dp_shard == 1
+    spec = case.spec
+    in_buckets = spec.dp_replicate > 1 and spec.dp_shard == 1
     earlier = case.passes > 1 and _in_flight(case, 0) < case.passes
+    if earlier and spec.pp > 1 and spec.dp_shard > 1:
+        # A pipeline lets FSDP sum only after the last backward pass: till then they lie unsharded.
+        return FP32 * sum(_parameters(case, piece) for piece in case.pieces)
     return grads if in_buckets or earlier else 0
 
 
@@ -287,6 +296,12 @@ def _again(case: _Case, piece: _Piece) -> int:
     """A layer that is computed again is there as a whole while its backward pass runs."""
     kept = [_layer(case, layer) for layer in piece.layers]
     return max(0, _whole_layer(case) - min(kept)) if kept else 0
+
+
+def _block_backward(case: _Case) -> int:
+    """Gradients of SwiGLU's three wide tensors and of the residual stream, at once."""
+    model = case.model
+    return case.tokens * FP32 * (3 * model.ffn_dim // case.spec.tp + 2 * model.dim)
 
 
 def _buffers(case: _Case) -> int:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from llmctl.controller.config.job import job_for_record
 from llmctl.controller.config.models import JobFile, LoraSection
 from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.plan.auto import planned_recipe
 from llmctl.controller.plan.network import interface, master_address, own_address
-from llmctl.controller.plan.parallel import layout_of
-from llmctl.controller.plan.refusals import Site
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
@@ -33,7 +32,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One attempt of one run, node by node, in rank order."""
+    """One attempt of one run, node by node, in rank order. `layout_why`: the rule that chose the layout."""
 
     run_id: str
     attempt: int
@@ -42,6 +41,7 @@ class Plan:
     world_size: int
     backend: str
     nodes: tuple[NodeSpec, ...]
+    layout_why: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -60,8 +60,13 @@ class Plan:
         return " · ".join(parts)
 
 
-def plan_run(config: RunConfig, facts: Mapping[str, HostFacts], identity: Identity) -> Plan:
+def plan_run(
+    config: RunConfig, facts: Mapping[str, HostFacts], identity: Identity, vocabulary: int | None = None
+) -> Plan:
     """The plan of one attempt; every host is known to be fit (`preflight.job_problems` is empty).
+
+    Args:
+        vocabulary: tokens of the corpus, where it can be read from here.
 
     Raises:
         PreflightError: no address or no free port for the master, or more ranks than samples.
@@ -74,8 +79,9 @@ def plan_run(config: RunConfig, facts: Mapping[str, HostFacts], identity: Identi
         raise PreflightError("no free TCP port was found", host=first.host, stage="plan")
     peers = _peers(config.hosts, facts, master)
     world = sum(peer.nproc for peer in peers)
+    recipe, why = _recipe(config.job, peers, facts, vocabulary)
     nodes = tuple(
-        _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend)
+        _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend, recipe)
         for host, peer in zip(config.hosts, peers, strict=True)
     )
     return Plan(
@@ -86,6 +92,7 @@ def plan_run(config: RunConfig, facts: Mapping[str, HostFacts], identity: Identi
         world_size=world,
         backend=backend,
         nodes=nodes,
+        layout_why=why,
         warnings=_warnings(config, facts, world),
     )
 
@@ -135,9 +142,9 @@ def _node(
     identity: Identity,
     master: tuple[str, int],
     backend: str,
+    recipe: RecipeSpec | None,
 ) -> NodeSpec:
     job = config.job
-    recipe = _recipe(job, peers)
     env = {**config.env, environment.BACKEND: backend}
     threads = shared_threads(config.hosts, host, peers, facts)
     if threads is not None:
@@ -179,17 +186,15 @@ def _node(
     )
 
 
-def _recipe(job: JobFile, peers: tuple[Peer, ...]) -> RecipeSpec | None:
-    """The recipe with the layout of all ranks; None for a script."""
+def _recipe(
+    job: JobFile, peers: tuple[Peer, ...], facts: Mapping[str, HostFacts], vocabulary: int | None
+) -> tuple[RecipeSpec | None, str]:
+    """The recipe with the layout of all ranks, and why this one; (None, "") for a script."""
     if job.train.script is not None:
-        return None
-    recipe = recipe_spec(job)
-    site = Site(
-        world=sum(peer.nproc for peer in peers),
-        hosts=len(peers),
-        shared_checkpoints=job.checkpoint.uri is not None,
-    )
-    return replace(recipe, parallel=layout_of(job, recipe, site))
+        return None, ""
+    ranks = {peer.host: peer.nproc for peer in peers}
+    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary)
+    return planned.recipe, planned.why
 
 
 def recipe_spec(job: JobFile) -> RecipeSpec:
