@@ -19,6 +19,7 @@ from llmctl.controller.cli import (
     hosts,
     init,
     logs,
+    plan,
     pull,
     status,
     stop,
@@ -73,7 +74,7 @@ def root(
     """
 
 
-for verb in (init, demo, train, status, logs, wait, attach, stop, pull, hosts, data, configcmd):
+for verb in (init, demo, plan, train, status, logs, wait, attach, stop, pull, hosts, data, configcmd):
     verb.register(app)
 
 

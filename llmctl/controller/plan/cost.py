@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from llmctl.controller.plan.machines import Fleet
 from llmctl.controller.plan.memory import BF16, FP32, needs_bf16
-from llmctl.wire.model import ModelConfig, count_body_parameters, count_parameters
+from llmctl.wire.model import ModelConfig, count_parameters
 from llmctl.wire.parallel import DIMS, ParallelSpec, coordinates, micro_batches_per_step, rank_at
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.stages import block_flops, pipeline_cuts
@@ -35,6 +35,7 @@ class StepTime:
         compute: of the slowest rank, recomputation included.
         data, shard, tensor, pipeline: exposed traffic of replicas, FSDP, tensor and pipeline parallelism.
         bubble: waiting for the pipeline to fill and to drain.
+        traffic: seconds of all sums over data ranks and gathers, hidden or not.
         tokens: of the global batch.
     """
 
@@ -44,6 +45,7 @@ class StepTime:
     tensor: float
     pipeline: float
     bubble: float
+    traffic: float
     tokens: int
 
     @property
@@ -120,40 +122,38 @@ def estimate_time(
     tensor = passes * layers * 4 * along["tp"].ring(one, 2)
     per_rank = count_parameters(model) / (spec.pp * spec.tp)
     width = BF16 if bf16 else FP32
-    shard = _shard(per_rank, width, spec, along["dp_shard"], passes, compute)
-    data = _data(per_rank, spec, along["dp_replicate"], passes, compute)
+    gathered = _shard(per_rank, width, spec, along["dp_shard"], passes)
+    copied, hides = _copies(per_rank, spec, along["dp_replicate"], passes)
     bubble = (compute + tensor) * (spec.pp - 1) / (passes * spec.virtual_stages)
     hops = 2 * (passes + spec.pp - 1) * spec.virtual_stages if spec.pp > 1 else 0
     parts = spec.tp if spec.sequence_parallel else 1
     return StepTime(
         compute=compute,
-        data=data,
-        shard=shard,
+        data=max(0.0, copied - hides * compute),
+        shard=max(0.0, gathered - compute),
         tensor=tensor,
         pipeline=hops * along["pp"].send(one / parts),
         bubble=bubble,
+        traffic=gathered + copied,
         tokens=recipe.global_batch * recipe.sequence_length,
     )
 
 
-def _shard(
-    per_rank: float, width: int, spec: ParallelSpec, group: Group, passes: int, compute: float
-) -> float:
-    """FSDP2: gather in the forward and in the backward pass of every micro-batch (once per step in a
-    pipeline, which keeps blocks whole), and sum fp32 gradients after each backward pass."""
+def _shard(per_rank: float, width: int, spec: ParallelSpec, group: Group, passes: int) -> float:
+    """FSDP2's seconds: gather in the forward and in the backward pass of every micro-batch (once per step in
+    a pipeline, which keeps blocks whole), and sum fp32 gradients after each backward pass."""
     if spec.dp_shard == 1:
         return 0.0
     gathers, sums = (1, 1) if spec.pp > 1 else (2 * passes, passes)
-    traffic = gathers * group.ring(width * per_rank, 1) + sums * group.ring(FP32 * per_rank, 1)
-    return max(0.0, traffic - compute)
+    return gathers * group.ring(width * per_rank, 1) + sums * group.ring(FP32 * per_rank, 1)
 
 
-def _data(per_rank: float, spec: ParallelSpec, group: Group, passes: int, compute: float) -> float:
-    """Sums over the copies: ours once per step, beside the last backward pass; FSDP's own for a 2-D mesh
-    after each backward pass."""
+def _copies(per_rank: float, spec: ParallelSpec, group: Group, passes: int) -> tuple[float, float]:
+    """Seconds of the sums over copies, and the share of compute that they hide behind: ours come once per
+    step, beside the last backward pass; FSDP's own on a 2-D mesh after each backward pass."""
     own = spec.dp_shard == 1 or spec.pp > 1
-    traffic = group.ring(FP32 * per_rank / spec.dp_shard, 2) * (1 if own else passes)
-    return max(0.0, traffic - (compute / passes if own else compute) / 2)
+    whole = group.ring(FP32 * per_rank / spec.dp_shard, 2)
+    return (whole, 0.5 / passes) if own else (whole * passes, 0.5)
 
 
 def _compute(
@@ -171,10 +171,3 @@ def _compute(
     device = fleet.slowest
     speed = (device.bf16 if bf16 else device.fp32) * device.efficiency
     return tokens * max(by_rank) / spec.tp / speed
-
-
-def peak_share(model: ModelConfig, tokens_per_s: float, fleet: Fleet, *, bf16: bool) -> float:
-    """6 P tokens/s over what the devices could do at best; P without a table that is only looked up."""
-    numbers = count_body_parameters(model) + model.vocab_size * model.dim
-    device = fleet.slowest
-    return 6 * numbers * tokens_per_s / ((device.bf16 if bf16 else device.fp32) * fleet.world)

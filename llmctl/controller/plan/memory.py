@@ -305,11 +305,12 @@ def _block_backward(case: _Case) -> int:
 
 
 def _buffers(case: _Case) -> int:
-    """A pipeline receives activations and gradients into one buffer per micro-batch and keeps its outputs."""
+    """torch's pipeline keeps one buffer per micro-batch of a step for each activation and each gradient that
+    a stage receives, and the gradient of each activation received (torch 2.13, pipelining/stage.py)."""
     if case.spec.pp == 1:
         return 0
     one = case.tokens * FP32 * case.model.dim // _sequence_parts(case)
-    return sum((2 - piece.lookup - piece.scores) * case.passes * one for piece in case.pieces)
+    return sum((3 - 2 * piece.lookup - piece.scores) * case.passes * one for piece in case.pieces)
 
 
 def _gathered(case: _Case) -> int:
