@@ -26,6 +26,10 @@ TWENTY = replace(RECIPE, steps=20, checkpoint_every=0, global_batch=12, micro_ba
 """Twenty steps of a model with four layers: as many as a pipeline of four stages needs."""
 
 
+DEADLINE_S = 900.0
+"""For all cases of one call: two cores may be shared by eight ranks and other tests."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One training.
@@ -64,10 +68,12 @@ def run_cases(base: Path, corpus: Path, ranks: int, cases: list[Case]) -> dict[s
     base.mkdir(parents=True, exist_ok=True)
     port = free_port()
     spec = Cluster(base=base, corpus=corpus, ranks=(ranks,)).spec(0, cases[0].recipe, port)
+    spec = replace(spec, launch=replace(spec.launch, pg_timeout_s=300.0))
     document = {"spec": encode(spec), "cases": [encode(case) for case in cases]}
     (base / "cases.json").write_text(json.dumps(document))
     command = [sys.executable, "-m", "tests.layout_kit", str(base)]
-    Job([_spawn(command, _environment(rank, ranks, port)) for rank in range(ranks)]).check()
+    processes = [_spawn(command, _environment(rank, ranks, port)) for rank in range(ranks)]
+    Job(processes, deadline_s=DEADLINE_S).check()
     told = json.loads((base / "results.json").read_text())
     return {name: Result(**values) for name, values in told.items()}
 

@@ -11,7 +11,7 @@ import torch
 
 from llmctl.errors import ConfigError
 from llmctl.storage.corpus.loader import SampleLoader, StepBatch, share
-from llmctl.storage.corpus.order import SampleOrder
+from llmctl.storage.corpus.order import SampleOrder, SampleRef
 from llmctl.storage.corpus.reader import ShardReader
 from llmctl.storage.corpus.tokenizer import BYTES
 from llmctl.storage.files import open_store
@@ -67,9 +67,10 @@ class Batches:
         self._device = device
         self._first, self._global_batch = share(recipe.global_batch, rank, ranks)[0], recipe.global_batch
         self._dropout = recipe.dropout > 0
+        self._order = SampleOrder(reader.manifest, recipe.sequence_length, recipe.seed)
         self._loader = SampleLoader(
             reader,
-            SampleOrder(reader.manifest, recipe.sequence_length, recipe.seed),
+            self._order,
             global_batch=recipe.global_batch,
             rank=rank,
             world=ranks,
@@ -91,9 +92,24 @@ class Batches:
         first = batch.step * self._global_batch + self._first
         return torch.arange(first, first + len(batch.refs))
 
+    def samples_of(self, step: int) -> list[SampleRef]:
+        """All samples of step `step` (counted from 1), of all ranks."""
+        return self._order.samples(step - 1, self._global_batch, 0, self._global_batch)
+
     def close(self) -> None:
         """Stop reading ahead."""
         self._loader.close()
+
+
+def first_batch(
+    reader: ShardReader, recipe: RecipeSpec, device: torch.device, rank: int, ranks: int, step: int
+) -> Batch:
+    """A data rank's share of step `step` (counted from 0), read on its own."""
+    batches = Batches(reader, recipe, device, rank, ranks, start_step=step)
+    try:
+        return next(iter(batches))
+    finally:
+        batches.close()
 
 
 def to_batch(tokens: bytearray, dtype: torch.dtype, row: int, device: torch.device) -> Batch:

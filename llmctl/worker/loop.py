@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 
-from llmctl.errors import JobFailedError
 from llmctl.wire.metrics import CheckpointLine, StepLine
+from llmctl.worker.badloss import BadLoss
 from llmctl.worker.checkpoint.state import random_tensors, training_tensors
 from llmctl.worker.metrics import peak_memory
 from llmctl.worker.optim import lr_at
@@ -25,6 +24,7 @@ class Loop:
         # A GPU works on the next step while the numbers of the one before travel to the host.
         self._lag = 1 if training.session.device.type == "cuda" else 0
         self._batches = iter(training.batches)
+        self._bad = BadLoss(training.recipe, training.batches.samples_of, training.metrics.note)
         self._done = training.done
         self._stopping = False
         self._saved_step = training.done
@@ -52,7 +52,7 @@ class Loop:
         batch = next(self._batches)
         step = self._done = self._done + 1
         lr = lr_at(step, recipe.optimizer, recipe.steps)
-        result = self._t.stepper.run(batch, lr=lr, stop_asked=self._t.stop.asked)
+        result = self._t.stepper.run(batch, lr=lr, stop_asked=self._t.stop.asked, loss_limit=self._bad.limit)
         self._pending.append(Pending(step=step, lr=lr, wait_s=self._t.batches.wait_s, result=result))
         self._report(self._lag)
         if step == self._t.done + 1:
@@ -67,11 +67,7 @@ class Loop:
             numbers = pending.result.read()
             self._write_line(pending, numbers)
             self._stopping = self._stopping or numbers.stop_asked
-            if not (math.isfinite(numbers.loss) and math.isfinite(numbers.grad_norm)):
-                raise JobFailedError(
-                    f"step {pending.step}: the loss is {numbers.loss}, the gradient norm {numbers.grad_norm}",
-                    hint="lower the learning rate, or resume from an earlier checkpoint with precision: fp32",
-                )
+            self._bad.judge(pending.step, numbers)
 
     def _write_line(self, pending: Pending, numbers: StepNumbers) -> None:
         now = time.monotonic()

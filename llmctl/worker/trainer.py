@@ -17,7 +17,7 @@ from llmctl.worker.checkpoint.load import Found, check_model, find_latest, resto
 from llmctl.worker.checkpoint.place import Place, check_room, open_place
 from llmctl.worker.checkpoint.save import Saver
 from llmctl.worker.checkpoint.state import training_tensors
-from llmctl.worker.data import Batches, open_corpus, tokenizer_files
+from llmctl.worker.data import Batches, first_batch, open_corpus, tokenizer_files
 from llmctl.worker.hf.folder import shapes
 from llmctl.worker.hf.start import Start, check_resume, open_start
 from llmctl.worker.lora import adapter_shapes
@@ -27,6 +27,7 @@ from llmctl.worker.model.sizes import model_config
 from llmctl.worker.optim import AdamW
 from llmctl.worker.parallel.layout import Layout, open_layout
 from llmctl.worker.precision import MixedPrecision, bf16_is_fast, choose_precision
+from llmctl.worker.selfcheck import SelfCheck
 from llmctl.worker.session import Session
 from llmctl.worker.step import Stepper, StepResult
 from llmctl.worker.stop import StopSignal
@@ -119,12 +120,25 @@ def _build(
     done = _start_state(
         spec, recipe, session, place, config, layout, model, optimizer, metrics, reader.manifest, start
     )
+    stepper = make_stepper(layout, recipe, session, model, optimizer, precision)
+    if recipe.self_check:
+        check = SelfCheck(
+            layout=layout,
+            session=session,
+            model=model,
+            stepper=stepper,
+            config=config,
+            recipe=recipe,
+            precision=precision,
+            batch_of=lambda rank, ranks: first_batch(reader, recipe, session.device, rank, ranks, done),
+        )
+        metrics.note(check.run().line())
     return Training(
         recipe=recipe,
         session=session,
         model=model,
         optimizer=optimizer,
-        stepper=make_stepper(layout, recipe, session, model, optimizer, precision),
+        stepper=stepper,
         batches=Batches(reader, recipe, session.device, layout.data_rank, layout.data_ranks, start_step=done),
         saver=Saver(
             session=session,

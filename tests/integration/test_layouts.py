@@ -10,7 +10,7 @@ from llmctl.wire.parallel import ParallelSpec
 from tests.layout_kit import Case, Result, case, run_cases
 from tests.worker_kit import make_corpus
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(1000)]
 
 EXACT, TENSOR = 1e-5, 5e-5
 """Largest difference in any of twenty losses: without and with tensor parallelism (other order of sums)."""
@@ -110,7 +110,6 @@ def test_four_ranks_train_as_one(spec: ParallelSpec, four: dict[str, Result], al
     check_curve(spec, four, alone)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("spec", EIGHT, ids=label)
 def test_eight_ranks_train_as_one(spec: ParallelSpec, eight: dict[str, Result], alone: Result) -> None:
     """Products of three dimensions have the losses and gradient norms of one process."""

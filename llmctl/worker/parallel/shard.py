@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -17,16 +19,16 @@ def shard_parameters(model: Decoder, mesh: DeviceMesh, *, bf16: bool, keep: bool
 
     Args:
         mesh: (dp_shard,), or (dp_replicate, dp_shard).
-        bf16: gather weights as bf16, half the traffic; the shards themselves are fp32 always.
+        bf16: gather the blocks' weights as bf16, half the traffic; the shards themselves are fp32 always.
+            Not the embedding: its gradient would be added up token by token in bf16.
         keep: leave blocks whole after the forward pass, where a pipeline would gather them for each
             micro-batch again.
     """
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    half = replace(whole, param_dtype=torch.bfloat16) if bf16 else whole
     for block in model.layers.values():
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep)
+        fully_shard(block, mesh=mesh, mp_policy=half, reshard_after_forward=not keep)
+    fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=not keep)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # On every one of them: a setting on the root alone is silently wrong for all others. And gloo
