@@ -93,10 +93,11 @@ def checked_error(result: Result) -> float:
 def test_unequal_data_gives_the_update_of_one_process(
     layout: str, weighting: str, two: dict[str, Result]
 ) -> None:
-    """With unequal shares, ragged micro-batches and idle ranks the gradient is one process's to 1e-6."""
+    """With unequal shares, ragged micro-batches and idle ranks the gradient is one process's to 1e-6; with tp,
+    where the products themselves are summed in another order, to 5e-6."""
     if not works(layout, WEIGHTINGS[weighting]):
         pytest.skip("one sample is no two micro-batches")
-    assert checked_error(two[f"{layout} {weighting}"]) < 1e-6
+    assert checked_error(two[f"{layout} {weighting}"]) < (5e-6 if layout == "tp" else 1e-6)
 
 
 @pytest.mark.parametrize("setting", SAME)
@@ -125,7 +126,7 @@ def test_bf16_trains_as_one_process_in_bf16(
 ) -> None:
     """Weights and sums stay fp32, so two ranks in bf16 follow one in bf16 as far as bf16 goes."""
     result = two[f"{layout} bf16"]
-    assert checked_error(result) < 2e-2
+    assert checked_error(result) < (2e-2 if layout == "tp" else 1e-3)
     gaps = [abs(a - b) for a, b in zip(alone["one bf16"].losses, result.losses, strict=True)]
     assert max(gaps) < 0.02
 
