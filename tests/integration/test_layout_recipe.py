@@ -93,8 +93,8 @@ def checked_error(result: Result) -> float:
 def test_unequal_data_gives_the_update_of_one_process(
     layout: str, weighting: str, two: dict[str, Result]
 ) -> None:
-    """With unequal shares, ragged micro-batches and idle ranks the gradient is one process's to 1e-6; with tp,
-    where the products themselves are summed in another order, to 5e-6."""
+    """With unequal shares, ragged micro-batches and idle ranks the gradient is one process's to 1e-6, and to
+    5e-6 with tp, which sums the products themselves in another order."""
     if not works(layout, WEIGHTINGS[weighting]):
         pytest.skip("one sample is no two micro-batches")
     assert checked_error(two[f"{layout} {weighting}"]) < (5e-6 if layout == "tp" else 1e-6)
