@@ -212,13 +212,14 @@ class Job:
     """The processes of one attempt; every wait has a deadline, and nothing outlives it."""
 
     processes: list[subprocess.Popen[str]]
+    deadline_s: float = DEADLINE_S
 
     def results(self) -> list[tuple[int, str, str]]:
         """(exit code, stdout, stderr) of each process."""
         results = []
         try:
             for process in self.processes:
-                out, err = process.communicate(timeout=DEADLINE_S)
+                out, err = process.communicate(timeout=self.deadline_s)
                 results.append((process.returncode, out, err))
         finally:
             for process in self.processes:

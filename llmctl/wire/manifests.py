@@ -98,6 +98,14 @@ class TarManifest:
 
 
 @dataclass(frozen=True)
+class BaseWeights:
+    """The model that a checkpoint of adapters belongs to: where it was, and which bytes it had."""
+
+    uri: str
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
 class CheckpointManifest:
     """COMMIT.json of one checkpoint: its presence, with every listed file, makes it one.
 
@@ -106,6 +114,7 @@ class CheckpointManifest:
         attempt: which attempt wrote it.
         world_size: ranks that wrote it; loading does not depend on it.
         model: the worker's ModelConfig as plain values, enough to build the model without the job.
+        base: the frozen weights, where the files hold only the adapters of `recipe["lora"]`.
     """
 
     run_id: str
@@ -117,6 +126,7 @@ class CheckpointManifest:
     model: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    base: Optional[BaseWeights] = None
 
 
 def checkpoint_name(step: int) -> str:

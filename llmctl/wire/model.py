@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 from llmctl.errors import ConfigError
 from llmctl.wire.recipe import ModelSpec
@@ -24,6 +24,13 @@ class ModelConfig:
         heads: query heads; `kv_heads` key and value heads, each shared by heads / kv_heads query heads.
         ffn_dim: inner width of the SwiGLU layer.
         tied_head: the output head is the embedding itself.
+        head_size: width of one head, where it is not dim / heads.
+        qkv_bias, out_bias: the projections into and out of attention add a vector.
+        qk_norm: queries and keys pass an RMSNorm over head_dim before they are rotated.
+        window: positions that a query sees, itself included; None: all before it.
+        rope_scaling: `none`, `linear` (all angles divided by `rope_factor`) or `llama3`: only the slow
+            angles are, those of more than `rope_original` / `rope_low` positions per turn, those of less
+            than `rope_original` / `rope_high` are not, between them it goes over smoothly.
     """
 
     vocab_size: int
@@ -35,23 +42,51 @@ class ModelConfig:
     tied_head: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+    head_size: Optional[int] = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    window: Optional[int] = None
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_original: int = 8192
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "ffn_dim"):
             _require(getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}")
-        _require(self.dim % self.heads == 0, "heads", f"{self.heads} does not divide dim {self.dim}")
-        _require(
-            self.head_dim % 2 == 0, "heads", f"dim / heads is {self.head_dim}; rotation needs an even one"
-        )
+        if self.head_size is None:
+            _require(self.dim % self.heads == 0, "heads", f"{self.heads} does not divide dim {self.dim}")
+        width = "dim / heads" if self.head_size is None else "head_size"
+        fits = self.head_dim >= 1 and self.head_dim % 2 == 0
+        _require(fits, "heads", f"{width} is {self.head_dim}; rotation needs an even one")
         _require(
             self.heads % self.kv_heads == 0, "kv_heads", f"{self.kv_heads} does not divide heads {self.heads}"
         )
         _require(self.rope_theta > 0, "rope_theta", f"must be above 0, not {self.rope_theta}")
         _require(self.norm_eps > 0, "norm_eps", f"must be above 0, not {self.norm_eps}")
+        _require(self.window is None or self.window >= 1, "window", f"must be at least 1, not {self.window}")
+        self._check_rope_scaling()
+
+    def _check_rope_scaling(self) -> None:
+        kinds = ("none", "linear", "llama3")
+        _require(
+            self.rope_scaling in kinds,
+            "rope_scaling",
+            f"{self.rope_scaling!r} is not one of {', '.join(kinds)}",
+        )
+        for name in ("rope_factor", "rope_low", "rope_original"):
+            _require(getattr(self, name) > 0, name, f"must be above 0, not {getattr(self, name)}")
+        _require(self.rope_high > self.rope_low, "rope_high", f"must be above rope_low, not {self.rope_high}")
 
     @property
     def head_dim(self) -> int:
-        return self.dim // self.heads
+        return self.dim // self.heads if self.head_size is None else self.head_size
+
+    @property
+    def q_dim(self) -> int:
+        return self.head_dim * self.heads
 
     @property
     def kv_dim(self) -> int:
@@ -80,6 +115,10 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def _fits(kind: object, value: object) -> bool:
     """Whether `value` is of the annotated type; a bool is no number, an int is a float."""
+    if kind == "Optional[int]":
+        return value is None or _fits("int", value)
+    if kind == "str":
+        return isinstance(value, str)
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
     return isinstance(value, int) or (kind == "float" and isinstance(value, float))
@@ -97,7 +136,9 @@ def count_parameters(config: ModelConfig) -> int:
 
 def count_body_parameters(config: ModelConfig) -> int:
     """Trainable numbers outside the embedding and the head."""
-    attention = 2 * config.dim * config.dim + 2 * config.dim * config.kv_dim
+    attention = 2 * config.dim * (config.q_dim + config.kv_dim)
+    attention += config.qkv_bias * (config.q_dim + 2 * config.kv_dim) + config.out_bias * config.dim
+    attention += config.qk_norm * 2 * config.head_dim
     block = attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
     return config.layers * block + config.dim
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from llmctl.wire.parallel import ParallelSpec
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -13,10 +15,36 @@ class ModelSpec:
     Attributes:
         size: `tiny` ... `7b`, the base of the configuration.
         overrides: fields of ModelConfig that differ from the base, such as `{"layers": 4}`.
+        source: where the first weights and the shape come from: a Hugging Face folder or a checkpoint of
+            ours, readable on every host; None: random weights of shape `size` and `overrides`.
     """
 
     size: str = "tiny"
     overrides: dict[str, Any] = field(default_factory=dict)
+    source: Optional[str] = None
+
+
+LORA_TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
+"""The matrices of a decoder layer, as `lora.targets` names them."""
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Low-rank adapters: `W x + alpha / rank * B A x`, where only A and B learn (arXiv 2106.09685).
+
+    Attributes:
+        rank: rows of A, columns of B.
+        alpha: scale of what is added, times the rank.
+        targets: which matrices of each layer get one; of LORA_TARGETS.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = LORA_TARGETS
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -50,6 +78,18 @@ class RecipeSpec:
         verify_upload: read every byte of a checkpoint back from a remote store before it is committed.
         resume: continue from the last committed checkpoint where there is one.
         log_every: steps between human-readable log lines; metrics are written at every step.
+        parallel: how the ranks share the work; None: each holds the whole model.
+        aggregation: what the loss is a mean of: `tokens` (of the global batch), `samples` (each sample's own
+            mean counts alike) or `mean` (each data rank's own mean counts alike, as in plain DDP).
+        activation_checkpointing: what the backward pass computes again instead of keeping it: `none`,
+            `full` (every block), `selective` (every second block).
+        compile: torch.compile for each block.
+        dropout: share of what each sublayer adds to the residual stream that is dropped in training.
+        on_bad_loss: `stop`, or `skip` the update, where a loss is no number or above the spike threshold.
+        spike_threshold: a loss this many times the running mean is a bad one; None: only what is no number.
+        lora: train adapters of `model.source` and nothing else; checkpoints hold only them.
+        self_check: before the first step, compare the layout's gradient with one process's.
+        planned_memory: bytes that the planner expects of the rank that needs most; None: it does not know.
     """
 
     steps: int = 200
@@ -70,3 +110,13 @@ class RecipeSpec:
     log_every: int = 10
     threads: Optional[int] = None
     tensorboard: bool = True
+    parallel: Optional[ParallelSpec] = None
+    aggregation: str = "tokens"
+    activation_checkpointing: str = "none"
+    compile: bool = False
+    dropout: float = 0.0
+    on_bad_loss: str = "stop"
+    spike_threshold: Optional[float] = None
+    self_check: bool = False
+    lora: Optional[LoraSpec] = None
+    planned_memory: Optional[int] = None

@@ -31,9 +31,8 @@ from llmctl.wire.consumed import (
 )
 from llmctl.wire.manifests import CheckpointManifest
 from llmctl.wire.recipe import RecipeSpec
-from llmctl.wire.specs import NodeSpec
+from llmctl.wire.specs import NodeSpec, Peer
 from llmctl.worker.metrics import say
-from llmctl.worker.session import Session
 
 FLUSH_STEPS = 1000
 FLUSH_S = 60.0
@@ -46,15 +45,19 @@ ODD_SAMPLES = 10_000
 def open_consumption(
     spec: NodeSpec,
     recipe: RecipeSpec,
-    session: Session,
     reader: Reader,
     *,
+    rank: int,
+    ranks: int,
+    peers: tuple[Peer, ...],
     path: str,
     found: CheckpointManifest | None,
 ) -> Consumption:
-    """The journal of this rank's attempt, its header written.
+    """The journal of one data rank's attempt, its header written.
 
     Args:
+        rank, ranks: whose share of each batch this is; tp and pp peers are one data rank.
+        peers: the host of each data rank, so that a lost journal can be told to be one's.
         path: the file; its folder is there.
         found: the checkpoint that this attempt goes on from.
     """
@@ -63,8 +66,8 @@ def open_consumption(
         run_id=spec.run_id,
         attempt=spec.attempt,
         host=spec.host,
-        rank=session.rank,
-        world=session.world,
+        rank=rank,
+        world=ranks,
         start=found.step if found else 0,
         seed=recipe.seed,
         sequence_length=recipe.sequence_length,
@@ -78,7 +81,7 @@ def open_consumption(
             )
             for source, manifest in zip(spec.corpora, reader.manifests, strict=True)
         ),
-        peers=spec.peers,
+        peers=peers,
         origin=Origin(found.run_id, found.attempt) if found else None,
     )
     order = open_order(reader.manifests, weights, recipe.sequence_length, recipe.seed)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from llmctl.errors import ConfigError
-from llmctl.storage.corpus.loader import SampleLoader, StepBatch
+from llmctl.storage.corpus.loader import SampleLoader, StepBatch, share
 from llmctl.storage.corpus.mixture import open_order
+from llmctl.storage.corpus.order import SampleRef
 from llmctl.storage.corpus.reader import Reader, open_reader
 from llmctl.storage.corpus.tokenizer import BYTES
 from llmctl.storage.files import open_store
@@ -20,7 +22,6 @@ from llmctl.wire.layout import HostLayout
 from llmctl.wire.manifests import ShardManifest
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import NodeSpec
-from llmctl.worker.session import Session
 from llmctl.worker.step import Batch
 
 _DTYPES = {"uint16": torch.uint16, "uint32": torch.uint32}
@@ -51,26 +52,31 @@ def tokenizer_files(spec: NodeSpec, manifest: ShardManifest) -> dict[str, bytes]
 
 
 class Batches:
-    """This rank's share of each step, from `start_step` on; `weights` are the corpora's."""
+    """A data rank's share of each step, from `start_step` on; `weights` are the corpora's."""
 
     def __init__(
         self,
         reader: Reader,
         recipe: RecipeSpec,
-        session: Session,
+        device: torch.device,
+        rank: int,
+        ranks: int,
         *,
         weights: Sequence[float],
         start_step: int,
     ) -> None:
         self._dtype = _DTYPES[reader.manifest.dtype]
         self._row = recipe.sequence_length + 1
-        self._device = session.device
+        self._device = device
+        self._first, self._global_batch = share(recipe.global_batch, rank, ranks)[0], recipe.global_batch
+        self._dropout = recipe.dropout > 0
+        self._order = open_order(reader.manifests, weights, recipe.sequence_length, recipe.seed)
         self._loader = SampleLoader(
             reader,
-            open_order(reader.manifests, weights, recipe.sequence_length, recipe.seed),
+            self._order,
             global_batch=recipe.global_batch,
-            rank=session.rank,
-            world=session.world,
+            rank=rank,
+            world=ranks,
             start_step=start_step,
         )
 
@@ -87,11 +93,29 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         for step_batch in self._loader:
             self._taken = step_batch
-            yield to_batch(step_batch.tokens, self._dtype, self._row, self._device)
+            batch = to_batch(step_batch.tokens, self._dtype, self._row, self._device)
+            yield replace(batch, samples=self._positions(step_batch)) if self._dropout else batch
+
+    def _positions(self, batch: StepBatch) -> torch.Tensor:
+        """Where the samples lie in the stream of all samples: what their dropout masks are drawn from."""
+        first = batch.step * self._global_batch + self._first
+        return torch.arange(first, first + len(batch.refs))
+
+    def samples_of(self, step: int) -> list[SampleRef]:
+        """All samples of step `step` (counted from 1), of all ranks."""
+        return self._order.samples(step - 1, self._global_batch, 0, self._global_batch)
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._loader.close()
+
+
+def first_batch(batches: Batches) -> Batch:
+    """The first one, where no other is wanted."""
+    try:
+        return next(iter(batches))
+    finally:
+        batches.close()
 
 
 def to_batch(tokens: bytearray, dtype: torch.dtype, row: int, device: torch.device) -> Batch:

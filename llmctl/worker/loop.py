@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 
-from llmctl.errors import JobFailedError
 from llmctl.wire.metrics import StepLine
+from llmctl.worker.badloss import BadLoss
 from llmctl.worker.checkpoint.state import random_tensors, training_tensors
 from llmctl.worker.metrics import peak_memory
 from llmctl.worker.optim import lr_at
@@ -28,6 +27,7 @@ class Loop:
         # A GPU works on the next step while the numbers of the one before travel to the host.
         self._lag = 1 if training.session.device.type == "cuda" else 0
         self._batches = iter(training.batches)
+        self._bad = BadLoss(training.recipe, training.batches.samples_of, training.metrics.note)
         self._done = training.done
         self._stopping = False
         self._saved_step = training.done
@@ -56,7 +56,8 @@ class Loop:
         else:
             self._save(self._done, last=True)
             self._t.saver.finish()
-        self._t.consumption.close()
+        if self._t.consumption is not None:
+            self._t.consumption.close()
         return EXIT_CODE if self._stopping and self._done < steps else 0
 
     def advance(self) -> None:
@@ -65,8 +66,10 @@ class Loop:
         batch = next(self._batches)
         step = self._done = self._done + 1
         lr = lr_at(step, recipe.optimizer, recipe.steps)
-        result = self._t.stepper.run(batch, lr=lr, stop_asked=self._stop_wanted)
-        self._t.consumption.add(step - 1, self._t.batches.taken.refs)
+        stop_asked, limit = self._stop_wanted, self._bad.limit
+        result = self._t.stepper.run(batch, lr=lr, stop_asked=stop_asked, loss_limit=limit)
+        if self._t.consumption is not None:
+            self._t.consumption.add(step - 1, self._t.batches.taken.refs)
         self._pending.append(Pending(step=step, lr=lr, wait_s=self._t.batches.wait_s, result=result))
         self._report(self._lag)
         if step == self._t.done + 1:
@@ -85,11 +88,7 @@ class Loop:
             numbers = pending.result.read()
             self._write_line(pending, numbers)
             self._stopping = self._stopping or numbers.stop_asked
-            if not (math.isfinite(numbers.loss) and math.isfinite(numbers.grad_norm)):
-                raise JobFailedError(
-                    f"step {pending.step}: the loss is {numbers.loss}, the gradient norm {numbers.grad_norm}",
-                    hint="lower the learning rate, or resume from an earlier checkpoint with precision: fp32",
-                )
+            self._bad.judge(pending.step, numbers)
 
     def _write_line(self, pending: Pending, numbers: StepNumbers) -> None:
         now = time.monotonic()
@@ -116,7 +115,8 @@ class Loop:
         if step == self._saved_step:
             return
         self._report(0)
-        self._t.consumption.commit()
+        if self._t.consumption is not None:
+            self._t.consumption.commit()
         session = self._t.session
         tensors = training_tensors(self._t.model, self._t.optimizer)
         self._t.saver.save(step, tensors, random_tensors(session.rank, session.device), last=last)

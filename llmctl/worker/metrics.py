@@ -155,3 +155,9 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_text(planned: int | None, peaks: list[int]) -> str:
+    """The planner's claim against what the hungriest rank needed: `memory: planned 1.21 GB, peak 1.18 GB`."""
+    peak = f"peak {max(peaks) / 1e9:.2f} GB on rank {peaks.index(max(peaks))}"
+    return f"memory: {peak}" if planned is None else f"memory: planned {planned / 1e9:.2f} GB, {peak}"

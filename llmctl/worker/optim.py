@@ -28,16 +28,17 @@ def lr_at(step: int, spec: OptimizerSpec, total: int) -> float:
 
 @dataclass(slots=True, kw_only=True)
 class _Group:
-    """Parameters that share a weight decay, with their two moments."""
+    """Parameters that share a weight decay, with what this rank holds of their two moments."""
 
-    params: list[Tensor]
+    params: list[nn.Parameter]
     weight_decay: float
     first: list[Tensor]
     second: list[Tensor]
 
 
 class AdamW:
-    """AdamW over the named parameters of a model; weight decay on matrices only."""
+    """AdamW over the named parameters of a model, or over this rank's shards of them where they are DTensors;
+    weight decay on matrices only."""
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], spec: OptimizerSpec) -> None:
         self.spec = spec
@@ -52,10 +53,10 @@ class AdamW:
         group = _Group(params=[], weight_decay=weight_decay, first=[], second=[])
         for name, parameter in named:
             group.params.append(parameter)
-            group.first.append(torch.zeros_like(parameter, requires_grad=False))
-            group.second.append(torch.zeros_like(parameter, requires_grad=False))
-            self._state[f"{name}.first"] = group.first[-1]
-            self._state[f"{name}.second"] = group.second[-1]
+            for moment, kept in (("first", group.first), ("second", group.second)):
+                whole = torch.zeros_like(parameter, requires_grad=False)
+                self._state[f"{name}.{moment}"] = whole
+                kept.append(local(whole))
         return group
 
     def state(self) -> dict[str, Tensor]:
@@ -78,7 +79,8 @@ class AdamW:
 
     def _step_group(self, group: _Group, lr: float, divisor: Tensor, skip: Tensor) -> None:
         torch._fused_adamw_(
-            group.params,
+            # Asked for at every step: FSDP may move a shard to other memory at the first forward pass.
+            [local(parameter) for parameter in group.params],
             [_gradient(parameter) for parameter in group.params],
             group.first,
             group.second,
@@ -100,8 +102,34 @@ def _gradient(parameter: Tensor) -> Tensor:
     """The gradient, or zeros for a parameter that no sample has touched: every rank must update alike."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    grad: Tensor = parameter.grad
-    return grad
+    return local(parameter.grad)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a DTensor, without a copy; any other tensor itself. Knows a DTensor by its
+    method, because importing the class costs a start that has none half a second."""
+    if not hasattr(tensor, "to_local"):
+        return tensor
+    with torch.no_grad():
+        held: Tensor = tensor.to_local()
+    return held
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor`, which has the form of what this rank holds of `parameter`, as a tensor of its kind."""
+    if not hasattr(parameter, "to_local"):
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    wrapped: Tensor = DTensor.from_local(
+        tensor,
+        parameter.device_mesh,  # type: ignore[attr-defined]
+        parameter.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return wrapped
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

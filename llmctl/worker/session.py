@@ -32,6 +32,7 @@ class Session:
         host_ranks: the ranks of this host.
         host_group: their process group; None where the world is this one rank.
         world_group: the process group of all ranks, where it is not the one that training uses.
+        timeout: of every collective; a group made without one would wait for torch's half an hour.
     """
 
     rank: int
@@ -43,6 +44,7 @@ class Session:
     host_ranks: tuple[int, ...]
     host_group: dist.ProcessGroup | None = None
     world_group: dist.ProcessGroup | None = None
+    timeout: timedelta = timedelta(minutes=10)
 
     @property
     def is_first(self) -> bool:
@@ -113,6 +115,7 @@ def open_session(spec: NodeSpec, env: Mapping[str, str] = os.environ) -> Session
         host_leaders=_leaders(spec),
         host_ranks=_host_ranks(spec, rank, world),
         host_group=_host_group(spec, rank, world),
+        timeout=timedelta(seconds=spec.launch.pg_timeout_s),
     )
 
 
@@ -176,7 +179,7 @@ def _host_ranks(spec: NodeSpec, rank: int, world: int) -> tuple[int, ...]:
 def _host_group(spec: NodeSpec, rank: int, world: int) -> dist.ProcessGroup | None:
     if world == 1 or len(spec.peers) <= 1:
         return dist.group.WORLD if world > 1 else None
-    return _new_host_group(spec, rank)
+    return _new_host_group(spec, rank, timeout=timedelta(seconds=spec.launch.pg_timeout_s))
 
 
 def _new_host_group(spec: NodeSpec, rank: int, **settings: Any) -> dist.ProcessGroup | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmctl.worker.optim import AdamW, clip_factor, global_norm
+from llmctl.worker.objective import IGNORE, Objective
+from llmctl.worker.optim import AdamW, clip_factor
 from llmctl.worker.parallel.replicas import sum_async
 
 
@@ -27,8 +26,15 @@ class Gradients(Protocol):
     def send_rest(self) -> None:
         """Start every sum that is not under way yet."""
 
-    def wait(self) -> list[Tensor]:
-        """The summed gradients, each exactly once."""
+    def wait(self) -> Tensor:
+        """Wait for the sums; returns the norm of the whole model's gradient, the same on all ranks."""
+
+
+class Runner(Protocol):
+    """The forward and backward passes of one step over this rank's share."""
+
+    def run(self, batch: Batch) -> Tensor:
+        """Accumulate gradients; returns the loss sum, zero where this rank does not compute one."""
 
 
 class Precision(Protocol):
@@ -39,14 +45,20 @@ class Precision(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """This rank's share of one step: token ids [samples, sequence_length], int64, on the device."""
+    """This rank's share of one step: token ids [samples, sequence_length], int64, on the device.
+
+    Attributes:
+        samples: each sample's position in the stream of all samples, int64 on the CPU; None: no dropout.
+    """
 
     inputs: Tensor
     targets: Tensor
+    samples: Tensor | None = None
 
 
 class StepResult:
-    """What a step left on the device: [loss sum, tokens, stop votes, gradient norm], the same on all ranks.
+    """What a step left on the device, the same on all ranks: [loss sum, weight, stop votes, tokens, gradient
+    norm, 1 where the update was left out].
 
     It travels to the host beside the work that follows, so that reading it a step later waits for nothing.
     """
@@ -64,86 +76,150 @@ class StepResult:
         """The numbers, once the device has come so far."""
         if self._ready is not None:
             self._ready.synchronize()
-        loss_sum, tokens, stop_votes, norm = self._host.tolist()
+        loss_sum, weight, stop_votes, tokens, norm, skipped = self._host.tolist()
         return StepNumbers(
-            loss=loss_sum / tokens, tokens=int(tokens), grad_norm=norm, stop_asked=stop_votes > 0
+            loss=loss_sum / weight,
+            tokens=int(tokens),
+            grad_norm=norm,
+            stop_asked=stop_votes > 0,
+            skipped=skipped > 0,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepNumbers:
-    """`loss` is the mean over the tokens of the global batch, in nats; `grad_norm` is before clipping."""
+    """`loss` is the mean over the global batch, in nats; `grad_norm` is before clipping; `skipped`: the
+    update was left out."""
 
     loss: float
     tokens: int
     grad_norm: float
     stop_asked: bool
+    skipped: bool = False
 
 
-class Stepper:
-    """Runs steps of one model. All ranks call `run` for the same steps, with samples of their own or not."""
+class PlainRunner:
+    """One micro-batch after the other through a whole model, or through this rank's shard of one.
+
+    Args:
+        passes: forward passes that every rank must make, because each is a collective of its own; a rank
+            that runs out of samples goes on with targets that count for nothing. 0: as many as it has.
+    """
 
     def __init__(
         self,
         *,
         model: nn.Module,
-        optimizer: AdamW,
         gradients: Gradients,
         precision: Precision,
+        objective: Objective,
         micro_batch: int,
-        world: int,
+        passes: int = 0,
     ) -> None:
         self._model = model
-        self._optimizer = optimizer
         self._gradients = gradients
         self._precision = precision
+        self._objective = objective
         self._micro_batch = micro_batch
-        self._world = world
+        self._passes = passes
 
-    def run(self, batch: Batch, *, lr: float, stop_asked: bool = False) -> StepResult:
-        """One step over the global batch of which `batch` is this rank's share.
-
-        The update is left out, on all ranks alike, where the gradient is not finite: the weights stay good.
-        """
-        totals = torch.zeros(3, dtype=torch.float64, device=batch.inputs.device)
-        self._gradients.clear()
-        self._backward(batch, totals)
-        totals[1] += batch.targets.numel()
-        totals[2] += float(stop_asked)
-        self._gradients.send_rest()
-        # Only now: ranks that differ in samples must still start their collectives in one order.
-        work = sum_async(totals) if self._world > 1 else None
-        summed = self._gradients.wait()
-        if work is not None:
-            work.wait()
-        tokens = totals[1].float()
-        norm = global_norm(summed) / tokens
-        self._optimizer.step(
-            lr,
-            divisor=tokens / clip_factor(norm, self._optimizer.spec.clip_norm),
-            skip=(~torch.isfinite(norm)).float(),
-        )
-        return StepResult(torch.cat((totals, norm.double().view(1))))
-
-    def _backward(self, batch: Batch, totals: Tensor) -> None:
+    def run(self, batch: Batch) -> Tensor:
+        """See Runner."""
+        total = torch.zeros((), dtype=torch.float64, device=batch.inputs.device)
         pieces = micro_batches(batch, self._micro_batch)
+        pieces += [padding(batch, 1)] * (self._passes - len(pieces))
         for index, piece in enumerate(pieces):
             if index == len(pieces) - 1:
                 self._gradients.expect_last()
             loss = self._loss_sum(piece)
             loss.backward()  # type: ignore[no-untyped-call]
-            totals[0] += loss.detach()
+            total += loss.detach()
+        return total
 
-    def _loss_sum(self, batch: Batch) -> Tensor:
+    def _loss_sum(self, piece: Batch) -> Tensor:
         with self._precision.autocast():
-            logits = self._model(batch.inputs)
-        return F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="sum")
+            logits = self._model(piece.inputs, samples=piece.samples)
+        return self._objective(logits, piece.targets)
 
 
-def micro_batches(batch: Batch, size: int) -> Sequence[Batch]:
+class Stepper:
+    """Runs steps of one model. All ranks call `run` for the same steps, with samples of their own or not.
+
+    Args:
+        counts: this rank's loss and tokens enter the sums; tp and pp peers work on the same samples.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        optimizer: AdamW,
+        gradients: Gradients,
+        objective: Objective,
+        world: int,
+        counts: bool = True,
+    ) -> None:
+        self._runner = runner
+        self._optimizer = optimizer
+        self._gradients = gradients
+        self._objective = objective
+        self._world = world
+        self._counts = counts
+
+    def run(
+        self, batch: Batch, *, lr: float, stop_asked: bool = False, loss_limit: float | None = None
+    ) -> StepResult:
+        """One step over the global batch of which `batch` is this rank's share.
+
+        The update is left out, on all ranks alike, where the gradient is not finite or the loss is above
+        `loss_limit`: the weights stay good.
+        """
+        totals, norm = self.accumulate(batch, stop_asked=stop_asked)
+        weight = totals[1].float()
+        norm = norm / weight
+        skip = ~torch.isfinite(norm)
+        if loss_limit is not None:
+            skip = skip | (totals[0] / totals[1] > loss_limit)
+        self._optimizer.step(
+            lr, divisor=weight / clip_factor(norm, self._optimizer.spec.clip_norm), skip=skip.float()
+        )
+        return StepResult(torch.cat((totals, norm.double().view(1), skip.double().view(1))))
+
+    def accumulate(self, batch: Batch, *, stop_asked: bool = False) -> tuple[Tensor, Tensor]:
+        """Gradient sums over the global batch, in `.grad`: ([loss sum, weight, stop votes, tokens], the norm
+        of the sums), all fp64 or fp32 on the device and the same on all ranks."""
+        totals = torch.zeros(4, dtype=torch.float64, device=batch.inputs.device)
+        self._gradients.clear()
+        weight, tokens = self._objective.begin(batch.targets)
+        loss = self._runner.run(batch)
+        if self._counts:
+            totals[0] += loss
+            totals[1] += weight
+            totals[3] += tokens
+        totals[2] += float(stop_asked)
+        self._gradients.send_rest()
+        # Only now: ranks that differ in samples must still start their collectives in one order.
+        work = sum_async(totals) if self._world > 1 else None
+        norm = self._gradients.wait()
+        if work is not None:
+            work.wait()
+        return totals, norm
+
+
+def micro_batches(batch: Batch, size: int) -> list[Batch]:
     """The batch in pieces of at most `size` samples; none where it is empty."""
-    samples = len(batch.inputs)
-    return [
-        Batch(inputs=batch.inputs[start : start + size], targets=batch.targets[start : start + size])
-        for start in range(0, samples, size)
-    ]
+    return [cut(batch, start, start + size) for start in range(0, len(batch.inputs), size)]
+
+
+def cut(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples `start` to `stop` of `batch`."""
+    samples = None if batch.samples is None else batch.samples[start:stop]
+    return Batch(inputs=batch.inputs[start:stop], targets=batch.targets[start:stop], samples=samples)
+
+
+def padding(batch: Batch, count: int) -> Batch:
+    """`count` samples of the form of those in `batch`, which need not have any, that count for nothing."""
+    shape = (count, batch.inputs.shape[1])
+    inputs = batch.inputs.new_zeros(shape)
+    samples = None if batch.samples is None else torch.zeros(count, dtype=torch.int64)
+    return Batch(inputs=inputs, targets=torch.full_like(inputs, IGNORE), samples=samples)

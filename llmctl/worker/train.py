@@ -49,7 +49,7 @@ def train(stop: StopSignal) -> int:
         raise ConfigError(f"{run_dir}: this run has no recipe, but a script of its own")
     # After the cheap checks: these import torch.
     from llmctl.worker.loop import Loop
-    from llmctl.worker.metrics import Metrics
+    from llmctl.worker.metrics import Metrics, memory_text, peak_memory
     from llmctl.worker.session import open_session
     from llmctl.worker.trainer import build
 
@@ -64,6 +64,8 @@ def train(stop: StopSignal) -> int:
         training = build(spec, spec.recipe, session, run_dir, metrics, stop)
         code = Loop(training).run()
         training.batches.close()
+        needed = memory_text(spec.recipe.planned_memory, session.gather(peak_memory(session.device)))
+        metrics.note(needed)
     finally:
         metrics.close()
     session.close()

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from llmctl.errors import ConfigError
+from llmctl.storage.corpus.reader import Reader
 from llmctl.wire.codec import encode
 from llmctl.wire.layout import RunLayout
 from llmctl.wire.manifests import CheckpointManifest, ShardManifest
 from llmctl.wire.recipe import RecipeSpec
-from llmctl.wire.specs import DataSource, NodeSpec
+from llmctl.wire.specs import DataSource, NodeSpec, Peer
 from llmctl.worker.checkpoint.load import Found, check_model, find_latest, restore
 from llmctl.worker.checkpoint.place import Place, check_room, open_place
 from llmctl.worker.checkpoint.save import Saver
 from llmctl.worker.checkpoint.setup import open_saver
 from llmctl.worker.checkpoint.state import training_tensors
 from llmctl.worker.consumption import Consumption, open_consumption
-from llmctl.worker.data import Batches, open_corpus, tokenizer_files
+from llmctl.worker.data import Batches, first_batch, open_corpus, tokenizer_files
+from llmctl.worker.hf.folder import shapes
+from llmctl.worker.hf.start import Start, check_resume, open_start
+from llmctl.worker.lora import adapter_shapes
 from llmctl.worker.metrics import Metrics, human_count
 from llmctl.worker.model.config import ModelConfig, count_parameters
-from llmctl.worker.model.decoder import Decoder, initialise, make_decoder
 from llmctl.worker.model.sizes import model_config
 from llmctl.worker.optim import AdamW
-from llmctl.worker.parallel.replicas import ReplicaGradients, broadcast
+from llmctl.worker.parallel.layout import Layout, open_layout
 from llmctl.worker.precision import MixedPrecision, bf16_is_fast, choose_precision
+from llmctl.worker.selfcheck import SelfCheck
 from llmctl.worker.session import Session
 from llmctl.worker.step import Stepper, StepResult
 from llmctl.worker.stop import StopSignal
@@ -40,11 +45,11 @@ class Training:
 
     recipe: RecipeSpec
     session: Session
-    model: Decoder
+    model: nn.Module
     optimizer: AdamW
     stepper: Stepper
     batches: Batches
-    consumption: Consumption
+    consumption: Consumption | None
     saver: Saver
     metrics: Metrics
     stop: StopSignal
@@ -93,42 +98,61 @@ def build(
     """
     check_recipe(recipe)
     reader = open_corpus(spec)
-    config = model_config(recipe.model, reader.manifest.vocab_size)
+    first = spec.corpora[0].uri  # those of a mixture have one tokenizer
+    with open_start(recipe, session, reader.manifest, first) as start:
+        return _build(spec, recipe, session, run_dir, metrics, stop, reader, start)
+
+
+def _build(
+    spec: NodeSpec,
+    recipe: RecipeSpec,
+    session: Session,
+    run_dir: str,
+    metrics: Metrics,
+    stop: StopSignal,
+    reader: Reader,
+    start: Start | None,
+) -> Training:
+    """`build`, with the weights open that training begins from, if there are any."""
+    config = start.weights.config if start else model_config(recipe.model, reader.manifest.vocab_size)
     precision = _choose_precision(recipe, session)
-    _introduce(metrics, recipe, session, config, precision)
-    model = _make_model(config, recipe.seed, session)
-    optimizer = AdamW(model.named_parameters(), recipe.optimizer)
+    layout = open_layout(recipe, session)
+    _introduce(metrics, recipe, session, config, precision, layout)
+    model = layout.model(config, recipe, precision)
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = AdamW(learning, recipe.optimizer)
     place = open_place(session, spec, run_dir)
-    found = _start_state(spec, recipe, session, place, model, optimizer, metrics, reader.manifest)
+    found = _start_state(
+        spec, recipe, session, place, config, layout, model, optimizer, metrics, reader.manifest, start
+    )
     done = found.step if found else 0
+    weights = [source.weight for source in spec.corpora]
+
+    def batches(rank: int, ranks: int) -> Batches:
+        return Batches(reader, recipe, session.device, rank, ranks, weights=weights, start_step=done)
+
+    stepper = make_stepper(layout, recipe, session, model, optimizer, precision)
+    if recipe.self_check:
+        check = SelfCheck(
+            layout=layout,
+            session=session,
+            model=model,
+            stepper=stepper,
+            config=config,
+            recipe=recipe,
+            precision=precision,
+            batch_of=lambda rank, ranks: first_batch(batches(rank, ranks)),
+        )
+        metrics.note(check.run().line())
+    template = _marker_template(spec, recipe, session, config, reader.manifest)
     return Training(
         recipe=recipe,
         session=session,
         model=model,
         optimizer=optimizer,
-        stepper=Stepper(
-            model=model,
-            optimizer=optimizer,
-            gradients=ReplicaGradients(model.parameters(), world=session.world),
-            precision=precision,
-            micro_batch=recipe.micro_batch,
-            world=session.world,
-        ),
-        batches=Batches(
-            reader,
-            recipe,
-            session,
-            weights=[source.weight for source in spec.corpora],
-            start_step=done,
-        ),
-        consumption=open_consumption(
-            spec,
-            recipe,
-            session,
-            reader,
-            path=RunLayout(run_dir).attempt(spec.attempt).consumed(session.rank),
-            found=found.manifest if found else None,
-        ),
+        stepper=stepper,
+        batches=batches(layout.data_rank, layout.data_ranks),
+        consumption=_open_consumption(spec, recipe, session, layout, reader, run_dir, found),
         saver=open_saver(
             spec,
             recipe,
@@ -136,8 +160,9 @@ def build(
             place,
             metrics,
             tensors=training_tensors(model, optimizer),
-            template=_marker_template(spec, recipe, session, config, reader.manifest),
-            extra_files=tokenizer_files(spec, reader.manifest) if session.leader else {},
+            whole_copies=layout.spec.is_replicas,
+            template=replace(template, base=start.base if start else None),
+            extra_files=_extra_files(spec, reader.manifest, start) if session.leader else {},
         ),
         metrics=metrics,
         stop=stop,
@@ -146,32 +171,112 @@ def build(
     )
 
 
+def _open_consumption(
+    spec: NodeSpec,
+    recipe: RecipeSpec,
+    session: Session,
+    layout: Layout,
+    reader: Reader,
+    run_dir: str,
+    found: Found | None,
+) -> Consumption | None:
+    """The journal of one data rank, kept by the one rank whose loss counts; its tp and pp peers keep none."""
+    told = session.gather((session.host, layout.data_rank if layout.counts else None))
+    hosts = sorted((rank, host) for host, rank in told if rank is not None)
+    if not layout.counts:
+        return None
+    return open_consumption(
+        spec,
+        recipe,
+        reader,
+        rank=layout.data_rank,
+        ranks=layout.data_ranks,
+        peers=tuple(Peer(host, "", number, 1, rank) for number, (rank, host) in enumerate(hosts)),
+        path=RunLayout(run_dir).attempt(spec.attempt).consumed(layout.data_rank),
+        found=found.manifest if found else None,
+    )
+
+
+def _extra_files(spec: NodeSpec, corpus: ShardManifest, start: Start | None) -> dict[str, bytes]:
+    """Small files of every checkpoint: the corpus' tokenizer, and what came with the first weights."""
+    carried = start.weights.carried if start else {}
+    return {**carried, **tokenizer_files(spec, corpus)}
+
+
+def make_stepper(
+    layout: Layout,
+    recipe: RecipeSpec,
+    session: Session,
+    model: nn.Module,
+    optimizer: AdamW,
+    precision: MixedPrecision,
+) -> Stepper:
+    """What runs the steps of `model` in its layout."""
+    objective, gradients = layout.objective(recipe), layout.gradients(model)
+    return Stepper(
+        runner=layout.runner(model, recipe, gradients, precision, objective),
+        optimizer=optimizer,
+        gradients=gradients,
+        objective=objective,
+        world=session.world,
+        counts=layout.counts,
+    )
+
+
 def _start_state(
     spec: NodeSpec,
     recipe: RecipeSpec,
     session: Session,
     place: Place,
-    model: Decoder,
+    config: ModelConfig,
+    layout: Layout,
+    model: nn.Module,
     optimizer: AdamW,
     metrics: Metrics,
     corpus: ShardManifest,
+    start: Start | None,
 ) -> Found | None:
     """Give all ranks one state: the newest checkpoint's, which is returned, else rank 0's first weights."""
-    warning = check_room(session, place, STATE_BYTES * count_parameters(model.config))
+    _check_whole_copies(layout, place)
+    warning = check_room(session, place, STATE_BYTES * _learning(config, recipe))
     if warning:
         metrics.note(warning)
     found = _find_resume(spec, recipe, session, place)
+    if found is not None:
+        check_model(found, encode(config))
+        check_resume(found.manifest, recipe.lora, start)
+    if start is not None and (found is None or recipe.lora is not None):
+        # Whole copies get rank 0's in `align`: one rank reads, not all.
+        reads = session.is_first or not layout.spec.is_replicas
+        session.together(lambda: start.give(model) if reads else None)
+    if found is None or recipe.lora is not None:
+        layout.align(model)
     if found is None:
-        if session.world > 1:
-            broadcast(model.parameters(), source=0)
         return None
-    check_model(found, encode(model.config))
     restore(session, place, found, training_tensors(model, optimizer), session.device)
     metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
     changed = changed_order(found.manifest, recipe, corpus, spec.data_mix)
     if changed:
         metrics.note(f"samples may repeat or be left out after this resume: {', '.join(changed)} changed")
     return found
+
+
+def _check_whole_copies(layout: Layout, place: Place) -> None:
+    """Without a shared place each host keeps a whole checkpoint, which only whole models can give it."""
+    if not (place.shared or layout.spec.is_replicas):
+        raise ConfigError(
+            f"{layout.spec.name} over several hosts needs one place for checkpoints that all of them see; "
+            f"{place.store.uri} is another folder on each",
+            hint="set checkpoint.uri to a shared folder, hdfs:// or s3://",
+            stage="checkpoint",
+        )
+
+
+def _learning(config: ModelConfig, recipe: RecipeSpec) -> int:
+    """Numbers that learn."""
+    if recipe.lora is None:
+        return count_parameters(config)
+    return sum(rows * columns for rows, columns in adapter_shapes(shapes(config), recipe.lora).values())
 
 
 def changed_order(
@@ -216,22 +321,28 @@ def _choose_precision(recipe: RecipeSpec, session: Session) -> MixedPrecision:
     return choose_precision(recipe.precision, session.device.type, fast_everywhere=fast)
 
 
-def _make_model(config: ModelConfig, seed: int, session: Session) -> Decoder:
-    """The model with its first weights, allocated once, on the device where it stays."""
-    model = make_decoder(config, session.device)
-    initialise(model, seed)
-    return model
-
-
 def _introduce(
-    metrics: Metrics, recipe: RecipeSpec, session: Session, config: ModelConfig, precision: MixedPrecision
+    metrics: Metrics,
+    recipe: RecipeSpec,
+    session: Session,
+    config: ModelConfig,
+    precision: MixedPrecision,
+    layout: Layout,
 ) -> None:
     size = human_count(count_parameters(config))
+    ranks = f"{session.world} ranks on {session.device.type}{_layout_text(layout)}"
+    name = recipe.model.source or recipe.model.size
+    adapted = "" if recipe.lora is None else f" ({human_count(_learning(config, recipe))} in adapters)"
     metrics.note(
-        f"{recipe.model.size}: {size} parameters, {session.world} ranks on {session.device.type}, "
+        f"{name}: {size} parameters{adapted}, {ranks}, "
         f"batch {recipe.global_batch} x {recipe.sequence_length} tokens, "
         f"{precision.name} ({precision.reason}), {_threads()} per rank"
     )
+
+
+def _layout_text(layout: Layout) -> str:
+    """Nothing to say of whole copies."""
+    return "" if layout.spec.is_replicas else f" ({layout.spec.name})"
 
 
 def _threads() -> str:

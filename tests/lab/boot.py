@@ -56,8 +56,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def mount_root(disk: Path, hidden: list[str], readonly: list[str]) -> Path:
-    """The machine's own root as a private overlay; `hidden` folders start empty and are kept on `disk`."""
+def mount_root(disk: Path, hidden: list[str], readonly: list[str], shared: str) -> Path:
+    """The machine's own root as a private overlay; `hidden` folders start empty and are kept on `disk`.
+    `shared` is what all hosts see as /mnt/shared."""
     command("mount", "--make-rprivate", "/")
     upper, work, root = disk / "upper", disk / "work", disk / "root"
     try:
@@ -76,6 +77,8 @@ def mount_root(disk: Path, hidden: list[str], readonly: list[str]) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         command("mount", "--bind", path, target)
         command("mount", "-o", "remount,bind,ro", target)
+    (root / "mnt/shared").mkdir(exist_ok=True)
+    command("mount", "--bind", shared, root / "mnt/shared")
     return root
 
 
@@ -137,7 +140,8 @@ def write_authorized(home: Path, uid: int, public_key: str) -> None:
 
 def be_host(settings: dict[str, Any]) -> None:
     """PID 1 of the new host: never returns, becomes the shell that runs sshd and reaps orphans."""
-    enter_root(mount_root(Path(settings["disk"]), settings["hidden"], settings["readonly"]))
+    disk, shared = Path(settings["disk"]), settings["shared"]
+    enter_root(mount_root(disk, settings["hidden"], settings["readonly"], shared))
     write_identity(settings)
     say("booted")
     sys.stdin.readline()  # the parent has moved eth0 in

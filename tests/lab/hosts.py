@@ -193,6 +193,13 @@ class Lab:
         self.partition(name)
         self.kill(name)
 
+    @property
+    def shared(self) -> Path:
+        """What every host sees as /mnt/shared, as a network file system would be."""
+        folder = self.dir / "shared"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def freeze(self, name: str) -> None:
         """A hung host: TCP stays up, nobody answers."""
         self._cgroup(name).freeze(True)
@@ -264,6 +271,7 @@ class Lab:
             "disk": str(self.dir / "disks" / name),
             "hidden": hidden,
             "readonly": list(self.readonly),
+            "shared": str(self.shared),
             "hosts": "".join(f"{ip} {host}\n" for host, ip in self.ips.items()) + f"{NET}.1 ctl\n",
             "host_key": (self.dir / "keys" / f"host_{name}").read_text(),
             "client_key": self.identity.with_suffix(".pub").read_text(),

@@ -21,6 +21,7 @@ from llmctl.controller.cli import (
     hosts,
     init,
     logs,
+    plan,
     pull,
     status,
     stop,
@@ -76,7 +77,9 @@ def root(
     """
 
 
-for verb in (init, demo, train, status, logs, wait, attach, stop, pull, hosts, data, store, ckpt, configcmd):
+VERBS = (init, demo, plan, train, status, logs, wait, attach, stop, pull, hosts, data, store, ckpt, configcmd)
+
+for verb in VERBS:
     verb.register(app)
 
 

@@ -1,4 +1,4 @@
-"""`llmctl ckpt ls | verify | prune`: checkpoints in any store."""
+"""`llmctl ckpt ls | verify | prune`: checkpoints in any store; `ckpt_convert` has the verbs that need torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmctl.controller.cli import ckpt_convert
 from llmctl.controller.cli.options import HostsOption, OutputOption, checked_output
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from llmctl.storage.findings import Finding
     from llmctl.storage.retention import Pruning, Retention
 
-ckpt_app = typer.Typer(help="Look at checkpoints, check them, remove old ones.", no_args_is_help=True)
+ckpt_app = typer.Typer(help="Look at checkpoints, check, remove, convert them.", no_args_is_help=True)
 
 LS_EPILOG = (
     "Examples:\n\n    llmctl ckpt ls s3://bucket/demo\n\n    llmctl ckpt ls demo-7f3a\n\n"
@@ -37,12 +38,13 @@ UriArgument = Annotated[
 
 
 def register(app: typer.Typer) -> None:
+    ckpt_convert.register(ckpt_app)
     app.add_typer(ckpt_app, name="ckpt")
 
 
 @ckpt_app.callback()
 def _root() -> None:
-    """Look at checkpoints, check them, remove old ones."""
+    """Look at checkpoints, check, remove, convert them."""
 
 
 @ckpt_app.command("ls", epilog=LS_EPILOG)

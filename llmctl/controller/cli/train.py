@@ -84,6 +84,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the plan, start nothing.")
     ] = False,
+    self_check: Annotated[
+        bool,
+        typer.Option(
+            "--self-check", help="Before the first step, compare the layout's gradient with one process's."
+        ),
+    ] = False,
     pull: Annotated[
         bool, typer.Option("--pull/--no-pull", help="Bring logs and the last checkpoint back at the end.")
     ] = True,
@@ -107,7 +113,7 @@ def train(
         name=name,
         pool=pool,
         env=dict(parse_assignment(text, "--env") for text in env or ()),
-        set=tuple(set_ or ()),
+        set=(*(set_ or ()), *(("recipe.self_check=true",) if self_check else ())),
         limit=tuple(limit or ()),
     )
     allowed = parse_allowed(allow_mismatch or ())
@@ -251,6 +257,7 @@ def _show_data(session: Session, seen: Seen, stages: Stages) -> None:
 
 
 def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) -> Plan:
+    from llmctl.controller.config.corpus import corpus_vocabulary
     from llmctl.controller.plan.plan import Identity, plan_run
 
     identity = Identity(
@@ -260,10 +267,12 @@ def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) 
         agent=session.archive.hash,
         tree=prepared.tree.hash if prepared.tree else None,
     )
-    plan = plan_run(config, prepared.facts, identity)
+    plan = plan_run(config, prepared.facts, identity, corpus_vocabulary(config.job, Path(config.base)))
     plan = replace(plan, warnings=(*prepared.notes, *plan.warnings))
     for warning in plan.warnings:
         session.screen.warn(warning)
+    if plan.layout_why:
+        session.screen.say(f"layout {plan.layout_why}")
     return plan
 
 

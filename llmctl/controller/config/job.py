@@ -132,6 +132,10 @@ def _with_absolute_uris(job: JobFile, base: Path) -> JobFile:
     if job.checkpoint.uri is not None:
         uri = _absolute(job.checkpoint.uri, "checkpoint.uri", base)
         update["checkpoint"] = job.checkpoint.model_copy(update={"uri": uri})
+    if job.recipe.model.from_ is not None:
+        source = _absolute(job.recipe.model.from_, "recipe.model.from", base)
+        model = job.recipe.model.model_copy(update={"from_": source})
+        update["recipe"] = job.recipe.model_copy(update={"model": model})
     return job.model_copy(update=update)
 
 

@@ -183,6 +183,12 @@ class ModelSection(Strict):
     size: Literal["tiny", "small", "125m", "350m", "1b", "3b", "7b"] = Field(
         "tiny", description="shape to start from; every other key here replaces one number of it"
     )
+    from_: Filled | None = Field(
+        None,
+        alias="from",
+        description="start from these weights, shape included: a Hugging Face folder or a run's checkpoint, "
+        "as a path or URL that every host can read",
+    )
     layers: int | None = Field(None, ge=1, description="decoder blocks")
     dim: int | None = Field(None, ge=8, description="width of the residual stream")
     heads: int | None = Field(None, ge=1, description="query heads")
@@ -194,6 +200,11 @@ class ModelSection(Strict):
     @model_validator(mode="after")
     def _numbers_fit(self) -> Self:
         """The worker would refuse the same, but on every host and after the push."""
+        if self.from_ is not None:
+            others = sorted(self.model_fields_set - {"from_"})
+            if others:
+                raise ValueError(f"`from` brings its own shape; remove {', '.join(f'`{n}`' for n in others)}")
+            return self
         shape = SIZES[self.size]
         dim, heads = self.dim or shape["dim"], self.heads or shape["heads"]
         kv_heads = self.kv_heads or shape["kv_heads"]
@@ -203,6 +214,45 @@ class ModelSection(Strict):
             raise ValueError(f"`dim` / `heads` is {dim // heads}; the rotary embedding needs an even number")
         if heads % kv_heads:
             raise ValueError(f"`heads` {heads} can't be divided by `kv_heads` {kv_heads}")
+        return self
+
+
+class LoraSection(Strict):
+    """Low-rank adapters: the model of `model.from` stays as it is, only the adapters learn."""
+
+    rank: int = Field(8, ge=1, description="width of the adapters")
+    alpha: float = Field(16.0, gt=0, description="their output is scaled by `alpha` / `rank`")
+    targets: list[Literal["q", "k", "v", "out", "gate", "up", "down"]] = Field(
+        default=["q", "k", "v", "out", "gate", "up", "down"],
+        min_length=1,
+        description="matrices of each layer that get one",
+    )
+
+
+class ParallelSection(Strict):
+    """How the ranks share the work: sizes of one mesh, whose product is the number of ranks. `parallel: auto`
+    leaves it to the planner; without this section every rank holds the whole model."""
+
+    auto: bool = Field(False, description="the planner chooses; the same as `parallel: auto`")
+    pp: int = Field(1, ge=1, description="pipeline: ranks that hold some of the layers each")
+    dp_replicate: int | None = Field(None, ge=1, description="copies; else what is left of the ranks")
+    dp_shard: int = Field(1, ge=1, description="FSDP2: ranks over which each copy is sharded")
+    tp: int = Field(1, ge=1, description="tensor parallel: ranks that share each matrix, best on one host")
+    cp: int = Field(1, ge=1, description="context parallel; more than 1 is refused: torch has none for CPUs")
+    schedule: Literal["1f1b", "gpipe", "interleaved"] = Field("1f1b", description="of the pipeline")
+    virtual_stages: int = Field(1, ge=1, description="stages per pipeline rank; more than 1: interleaved")
+    sequence_parallel: bool = Field(True, description="tp ranks split the sequence between the matrices")
+    loss_parallel: bool = Field(True, description="tp ranks split the vocabulary's logits")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_a_word(cls, value: object) -> object:
+        return {"auto": True} if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _auto_or_sizes(self) -> Self:
+        if self.auto and self.model_fields_set != {"auto"}:
+            raise ValueError("`auto` chooses all sizes; leave the others out")
         return self
 
 
@@ -220,6 +270,30 @@ class RecipeSection(Strict):
     log_every: int = Field(10, ge=1, description="steps between log lines")
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; else cores / local ranks")
     tensorboard: bool = Field(True, description="write TensorBoard files where the package is there")
+    lora: LoraSection | None = Field(None, description="train adapters only; needs `model.from`")
+    aggregation: Literal["tokens", "samples", "mean"] = Field(
+        "tokens", description="the loss is a mean over tokens, over samples' means, or over data ranks' means"
+    )
+    activation_checkpointing: Literal["none", "full", "selective"] = Field(
+        "none", description="blocks that are computed again in the backward pass: none, all, every second"
+    )
+    compile: bool = Field(False, description="torch.compile for each block; not with tp")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share dropped of what each sublayer adds")
+    on_bad_loss: Literal["stop", "skip"] = Field(
+        "stop", description="where the loss is no number or a spike: end the run, or leave the update out"
+    )
+    spike_threshold: float | None = Field(
+        None, gt=1, description="a loss this many times the running mean is a spike; else none is"
+    )
+    self_check: bool = Field(
+        False, description="before the first step, compare the gradient with that of one process"
+    )
+
+    @model_validator(mode="after")
+    def _adapters_need_a_base(self) -> Self:
+        if self.lora is not None and self.model.from_ is None:
+            raise ValueError("`lora` adapts a model that is there: set `model.from`")
+        return self
 
 
 class CheckpointSection(Strict):
@@ -251,6 +325,7 @@ class JobFile(Strict):
     data: DataSection | None = Field(None, description="the corpus; needed by the recipe")
     train: TrainSection = Field(default_factory=TrainSection, description="how to start")
     recipe: RecipeSection = Field(default_factory=RecipeSection, description="the built-in recipe")
+    parallel: ParallelSection | None = Field(None, description="layout of the recipe's ranks, or `auto`")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="checkpoints")
 
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from llmctl.controller.config.job import job_for_record
-from llmctl.controller.config.models import JobFile
+from llmctl.controller.config.models import JobFile, LoraSection
 from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.plan.auto import planned_recipe
 from llmctl.controller.plan.network import interface, master_address, own_address
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
-from llmctl.wire.recipe import ModelSpec, OptimizerSpec, RecipeSpec
+from llmctl.wire.recipe import LoraSpec, ModelSpec, OptimizerSpec, RecipeSpec
 from llmctl.wire.specs import DataSource, LaunchSpec, NodeSpec, Peer
 
 RECIPE_COMMAND = ("-m", "llmctl.worker.train")
@@ -31,7 +32,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One attempt of one run, node by node, in rank order."""
+    """One attempt of one run, node by node, in rank order. `layout_why`: the rule that chose the layout."""
 
     run_id: str
     attempt: int
@@ -40,6 +41,7 @@ class Plan:
     world_size: int
     backend: str
     nodes: tuple[NodeSpec, ...]
+    layout_why: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -53,13 +55,18 @@ class Plan:
         if recipe is None:
             parts.insert(0, "script " + self.nodes[0].launch.command[0])
         else:
-            parts.insert(1, "ddp")
+            parts.insert(1, recipe.parallel.name if recipe.parallel else "ddp")
             parts.append(f"batch {recipe.global_batch} x {recipe.sequence_length} tokens")
         return " · ".join(parts)
 
 
-def plan_run(config: RunConfig, facts: Mapping[str, HostFacts], identity: Identity) -> Plan:
+def plan_run(
+    config: RunConfig, facts: Mapping[str, HostFacts], identity: Identity, vocabulary: int | None = None
+) -> Plan:
     """The plan of one attempt; every host is known to be fit (`preflight.job_problems` is empty).
+
+    Args:
+        vocabulary: tokens of the corpus, where it can be read from here.
 
     Raises:
         PreflightError: no address or no free port for the master, or more ranks than samples.
@@ -72,8 +79,9 @@ def plan_run(config: RunConfig, facts: Mapping[str, HostFacts], identity: Identi
         raise PreflightError("no free TCP port was found", host=first.host, stage="plan")
     peers = _peers(config.hosts, facts, master)
     world = sum(peer.nproc for peer in peers)
+    recipe, why = _recipe(config.job, peers, facts, vocabulary)
     nodes = tuple(
-        _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend)
+        _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend, recipe)
         for host, peer in zip(config.hosts, peers, strict=True)
     )
     return Plan(
@@ -84,6 +92,7 @@ def plan_run(config: RunConfig, facts: Mapping[str, HostFacts], identity: Identi
         world_size=world,
         backend=backend,
         nodes=nodes,
+        layout_why=why,
         warnings=_warnings(config, world),
     )
 
@@ -133,9 +142,9 @@ def _node(
     identity: Identity,
     master: tuple[str, int],
     backend: str,
+    recipe: RecipeSpec | None,
 ) -> NodeSpec:
     job = config.job
-    recipe = recipe_spec(job) if job.train.script is None else None
     corpora = data_sources(job)
     env = {**config.env, environment.BACKEND: backend}
     threads = shared_threads(config.hosts, host, peers, facts)
@@ -186,10 +195,21 @@ def data_sources(job: JobFile) -> tuple[DataSource, ...]:
     return tuple(DataSource(uri=entry.uri, weight=entry.weight) for entry in entries)
 
 
+def _recipe(
+    job: JobFile, peers: tuple[Peer, ...], facts: Mapping[str, HostFacts], vocabulary: int | None
+) -> tuple[RecipeSpec | None, str]:
+    """The recipe with the layout of all ranks, and why this one; (None, "") for a script."""
+    if job.train.script is not None:
+        return None, ""
+    ranks = {peer.host: peer.nproc for peer in peers}
+    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary)
+    return planned.recipe, planned.why
+
+
 def recipe_spec(job: JobFile) -> RecipeSpec:
     """The recipe part of a job in wire form."""
     recipe = job.recipe
-    given = recipe.model.model_dump(exclude={"size"}, exclude_none=True)
+    given = recipe.model.model_dump(exclude={"size", "from_"}, exclude_none=True)
     optimizer = recipe.optimizer.model_dump()
     return RecipeSpec(
         steps=recipe.steps,
@@ -198,7 +218,7 @@ def recipe_spec(job: JobFile) -> RecipeSpec:
         sequence_length=recipe.sequence_length,
         seed=recipe.seed,
         precision=recipe.precision,
-        model=ModelSpec(size=recipe.model.size, overrides=given),
+        model=ModelSpec(size=recipe.model.size, overrides=given, source=recipe.model.from_),
         optimizer=OptimizerSpec(**{**optimizer, "betas": tuple(optimizer["betas"])}),
         checkpoint_every=job.checkpoint.every,
         keep=job.checkpoint.keep,
@@ -210,7 +230,21 @@ def recipe_spec(job: JobFile) -> RecipeSpec:
         log_every=recipe.log_every,
         threads=recipe.threads,
         tensorboard=recipe.tensorboard,
+        lora=_lora_spec(recipe.lora),
+        aggregation=recipe.aggregation,
+        activation_checkpointing=recipe.activation_checkpointing,
+        compile=recipe.compile,
+        dropout=recipe.dropout,
+        on_bad_loss=recipe.on_bad_loss,
+        spike_threshold=recipe.spike_threshold,
+        self_check=recipe.self_check,
     )
+
+
+def _lora_spec(lora: LoraSection | None) -> LoraSpec | None:
+    if lora is None:
+        return None
+    return LoraSpec(rank=lora.rank, alpha=lora.alpha, targets=tuple(lora.targets))
 
 
 def _warnings(config: RunConfig, world: int) -> tuple[str, ...]:

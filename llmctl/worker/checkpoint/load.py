@@ -16,9 +16,11 @@ from torch import Tensor
 from llmctl.errors import ConfigError, IntegrityError
 from llmctl.storage.cache import fetch
 from llmctl.storage.checkpoints import PARALLEL, committed_steps, entries_below, read_marker, verify_files
+from llmctl.wire.codec import encode
 from llmctl.wire.manifests import CheckpointManifest, checkpoint_name
 from llmctl.worker.checkpoint.place import Place
 from llmctl.worker.checkpoint.state import random_tensors, set_random_state
+from llmctl.worker.model.config import parse_model_config
 from llmctl.worker.parallel.replicas import broadcast
 from llmctl.worker.session import Session
 
@@ -144,7 +146,8 @@ def check_model(found: Found, model: dict[str, object]) -> None:
     Raises:
         ConfigError: names the fields that differ.
     """
-    saved = found.manifest.model
+    # A marker of an older llmctl lacks the fields that came later; their defaults are what it trained with.
+    saved = encode(parse_model_config(found.manifest.model))
     names = sorted(name for name in {*saved, *model} if saved.get(name) != model.get(name))
     if names:
         told = ", ".join(f"{name} {saved.get(name)} there, {model.get(name)} here" for name in names)

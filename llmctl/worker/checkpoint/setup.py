@@ -25,14 +25,20 @@ def open_saver(
     metrics: Metrics,
     *,
     tensors: Mapping[str, Tensor],
+    whole_copies: bool,
     template: CheckpointManifest,
     extra_files: Mapping[str, bytes],
 ) -> Saver:
-    """All ranks call this together; `tensors` are what every save will be given."""
+    """All ranks call this together.
+
+    Args:
+        tensors: what every save will be given.
+        whole_copies: all ranks hold the same ones; else each has shards, or layers, of its own.
+    """
     in_background = recipe.checkpoint_async
     if in_background:
-        members = session.world if place.shared else len(session.host_ranks)
-        lack = room_for_snapshot(session, tensors, members)
+        sharers = session.world if place.shared else len(session.host_ranks)
+        lack = room_for_snapshot(session, tensors, sharers if whole_copies else 1)
         if lack:
             metrics.note(f"checkpoints are saved while training waits: {lack}")
             in_background = False
@@ -50,5 +56,6 @@ def open_saver(
         writer=writer,
         metrics=metrics,
         in_background=in_background,
+        whole_copies=whole_copies,
         on_failure=recipe.checkpoint_on_failure,
     )

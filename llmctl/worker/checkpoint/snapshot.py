@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def own_share(tensors: Mapping[str, Tensor], index: int, count: int) -> dict[str, Tensor]:
@@ -20,14 +20,26 @@ def own_share(tensors: Mapping[str, Tensor], index: int, count: int) -> dict[str
     loads = [0] * count
     mine = {}
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].nbytes, item[0])):
-        if type(tensor) not in (Tensor, nn.Parameter):
-            mine[name] = tensor  # sharded: every rank has a piece of its own
-            continue
         owner = loads.index(min(loads))
         loads[owner] += tensor.nbytes
         if owner == index:
             mine[name] = tensor
     return mine
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What of a tensor lies on this rank: the tensor itself where it is no DTensor."""
+    tensor = tensor.detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _same_shard(copy: Tensor, tensor: Tensor) -> Tensor:
+    """`copy` of the local part of the DTensor `tensor` as the same shard. By its constructor, because
+    `from_local` would move a copy in host memory back to the mesh's GPU."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)  # noqa: S101 - for the type checker
+    return DTensor(copy, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 class Snapshot:
@@ -39,7 +51,7 @@ class Snapshot:
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Allocate now what `take` will need, so that the first save is no slower than the next ones."""
         for name, tensor in tensors.items():
-            self._buffer(name, tensor).zero_()  # touched, or the first copy pays for every page
+            self._buffer(name, local_part(tensor)).zero_()  # touched, or the first copy pays for every page
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of `tensors`; they are good until the next `take`."""
@@ -49,8 +61,9 @@ class Snapshot:
         return copies
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        buffer = self._buffer(name, tensor)
-        return buffer.copy_(tensor.detach(), non_blocking=True)
+        local = local_part(tensor)
+        copy = self._buffer(name, local).copy_(local, non_blocking=True)
+        return copy if not hasattr(tensor, "to_local") else _same_shard(copy, tensor)
 
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)

@@ -20,8 +20,9 @@ def training_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The live weights alone: what inference needs."""
-    return {MODEL + name: parameter.detach() for name, parameter in model.named_parameters()}
+    """The live weights alone, without frozen ones: what inference needs."""
+    named = model.named_parameters()
+    return {MODEL + name: parameter.detach() for name, parameter in named if parameter.requires_grad}
 
 
 def random_tensors(rank: int, device: torch.device) -> dict[str, Tensor]:

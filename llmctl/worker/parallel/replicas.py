@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmctl.worker.optim import global_norm, like, local
+
 BUCKET_BYTES = 25 << 20
 
 
@@ -38,8 +40,14 @@ class ReplicaGradients:
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], *, world: int, bucket_bytes: int = BUCKET_BYTES
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        world: int,
+        group: dist.ProcessGroup | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
+        self._group = group
         self._params = [p for p in params if p.requires_grad]
         self._buckets: list[_Bucket] = []
         self._works: list[dist.Work] = []
@@ -86,7 +94,7 @@ class ReplicaGradients:
 
     def _send_next(self) -> None:
         flat = self._buckets[len(self._works)].flat
-        self._works.append(sum_async(flat))
+        self._works.append(sum_async(flat, self._group))
 
     def send_rest(self) -> None:
         """Send what no hook has sent, such as everything on a rank without samples."""
@@ -94,13 +102,17 @@ class ReplicaGradients:
         while len(self._works) < len(self._buckets):
             self._send_next()
 
-    def wait(self) -> list[Tensor]:
-        """Wait for the sums; returns tensors that hold every gradient exactly once."""
+    def finish(self) -> None:
+        """Wait for the sums alone."""
         for work in self._works:
             work.wait()
+
+    def wait(self) -> Tensor:
+        """Wait for the sums; returns the norm of all of them together."""
+        self.finish()
         if self._buckets:
-            return [bucket.flat for bucket in self._buckets]
-        return [parameter.grad for parameter in self._params if parameter.grad is not None]
+            return global_norm([bucket.flat for bucket in self._buckets])
+        return global_norm([parameter.grad for parameter in self._params if parameter.grad is not None])
 
 
 def _split(params: list[nn.Parameter], bucket_bytes: int) -> Iterable[list[nn.Parameter]]:
@@ -119,40 +131,48 @@ def _split(params: list[nn.Parameter], bucket_bytes: int) -> Iterable[list[nn.Pa
 
 def _make_bucket(params: list[nn.Parameter]) -> _Bucket:
     """One buffer, with each parameter's `.grad` set to its part of it."""
-    flat = params[0].new_zeros(sum(p.numel() for p in params))
+    held = [local(parameter) for parameter in params]
+    flat = held[0].new_zeros(sum(tensor.numel() for tensor in held))
     offset = 0
-    for parameter in params:
-        parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
-        offset += parameter.numel()
+    for parameter, tensor in zip(params, held, strict=True):
+        parameter.grad = like(flat[offset : offset + tensor.numel()].view_as(tensor), parameter)
+        offset += tensor.numel()
     return _Bucket(flat=flat, params=params)
 
 
 @torch.no_grad()
-def broadcast(tensors: Iterable[Tensor], *, source: int, chunk_bytes: int = BUCKET_BYTES) -> None:
-    """Give every rank the values that rank `source` has, in place; small tensors travel together."""
+def broadcast(
+    tensors: Iterable[Tensor],
+    *,
+    source: int,
+    group: dist.ProcessGroup | None = None,
+    chunk_bytes: int = BUCKET_BYTES,
+) -> None:
+    """Give every rank of `group` the values of rank `source`, in place; small tensors travel together."""
     pending: list[Tensor] = []
     size = 0
     for tensor in tensors:
         pending.append(tensor)
         size += tensor.numel() * tensor.element_size()
         if size >= chunk_bytes:
-            _broadcast_together(pending, source)
+            _broadcast_together(pending, source, group)
             pending, size = [], 0
-    _broadcast_together(pending, source)
+    _broadcast_together(pending, source, group)
 
 
-def _broadcast_together(tensors: list[Tensor], source: int) -> None:
+def _broadcast_together(tensors: list[Tensor], source: int, group: dist.ProcessGroup | None) -> None:
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
     for same in by_dtype.values():
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in same])
-        dist.broadcast(flat, src=source)
+        dist.broadcast(flat, src=source, group=group)
         for tensor, part in zip(same, torch.split(flat, [t.numel() for t in same]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
-def sum_async(tensor: Tensor) -> dist.Work:
-    """Start the sum over all ranks, in place; `wait()` on what comes back before reading `tensor`."""
-    work: dist.Work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=True)
+def sum_async(tensor: Tensor, group: dist.ProcessGroup | None = None) -> dist.Work:
+    """Start the sum over the ranks of `group` (None: all), in place; `wait()` on what comes back before
+    reading `tensor`."""
+    work: dist.Work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group, async_op=True)
     return work

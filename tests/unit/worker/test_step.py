@@ -12,10 +12,11 @@ from llmctl.wire.recipe import OptimizerSpec
 from llmctl.worker.data import to_batch
 from llmctl.worker.model.config import ModelConfig
 from llmctl.worker.model.decoder import Decoder, initialise, make_decoder
+from llmctl.worker.objective import Objective
 from llmctl.worker.optim import AdamW
 from llmctl.worker.parallel.replicas import ReplicaGradients
 from llmctl.worker.precision import MixedPrecision
-from llmctl.worker.step import Batch, Stepper, micro_batches
+from llmctl.worker.step import Batch, PlainRunner, Stepper, micro_batches
 
 FP32 = MixedPrecision(device_type="cpu", bf16=False, reason="")
 CONFIG = ModelConfig(vocab_size=64, dim=16, layers=2, heads=2, kv_heads=1, ffn_dim=32)
@@ -27,13 +28,19 @@ def make_model() -> Decoder:
     return model
 
 
-def stepper(model: Decoder, micro_batch: int) -> Stepper:
+def stepper(model: Decoder, micro_batch: int, aggregation: str = "tokens") -> Stepper:
+    gradients, objective = ReplicaGradients(model.parameters(), world=1), Objective(aggregation)
     return Stepper(
-        model=model,
+        runner=PlainRunner(
+            model=model,
+            gradients=gradients,
+            precision=FP32,
+            objective=objective,
+            micro_batch=micro_batch,
+        ),
         optimizer=AdamW(model.named_parameters(), OptimizerSpec()),
-        gradients=ReplicaGradients(model.parameters(), world=1),
-        precision=FP32,
-        micro_batch=micro_batch,
+        gradients=gradients,
+        objective=objective,
         world=1,
     )
 

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints in and out: tensor files, names, loading, exporting, and their command line."""
