@@ -28,7 +28,7 @@ demo: $(RUN_STAMP) ## train a small model on two hosts that are both this machin
 	$(VENV)/bin/llmctl demo $(if $(DATA),--data "$(DATA)")
 
 test: $(DEV_STAMP) packages lint ## lint, types, import rules, docs, and all tests
-	@$(if $(filter 0,$(shell id -u)),export LLMCTL_REQUIRE_HOSTS=1;) $(PY) -m pytest -m 'not stores and not stores_fault' $(ARGS)
+	@$(if $(filter 0,$(shell id -u)),export LLMCTL_REQUIRE_HOSTS=1;) LLMCTL_REQUIRE_HF=1 $(PY) -m pytest -m 'not stores and not stores_fault' $(ARGS)
 
 test-stores: $(DEV_STAMP) ## the store layer on real servers: Ceph (S3 gateway) and HDFS
 	@$(MAKE) --no-print-directory packages DEBIAN='$(DEBIAN_STORES)'
