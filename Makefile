@@ -18,7 +18,7 @@ HASH := $(shell cat pyproject.toml Makefile | sha256sum | cut -c1-12)
 RUN_STAMP := $(VENV)/.llmctl-run-$(HASH)
 DEV_STAMP := $(VENV)/.llmctl-dev-$(HASH)
 # Root can make real hosts and servers: there a test that needs them and is skipped is a failure.
-REQUIRED := $(if $(filter 0,$(shell id -u)),LLMCTL_REQUIRE_HOSTS=1 LLMCTL_REQUIRE_STORES=1)
+REQUIRED := $(if $(filter 0,$(shell id -u)),LLMCTL_REQUIRE_HOSTS=1 LLMCTL_REQUIRE_STORES=1 LLMCTL_REQUIRE_HF=1)
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .PHONY: help demo test test-stores lint docs bench clean packages hadoop wheel

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.lab import ceph as ceph_lab
@@ -14,6 +15,10 @@ from tests.lab import hdfs as hdfs_lab
 from tests.lab.ceph import Ceph
 from tests.lab.hdfs import Hdfs
 from tests.lab.hosts import Lab, try_up
+
+# A busy machine is no reason to fail: no test here is about time.
+hypothesis.settings.register_profile("llmctl", deadline=None)
+hypothesis.settings.load_profile("llmctl")
 
 # A shell that starts the suite with `&` has it ignore Ctrl-C, and every process below would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

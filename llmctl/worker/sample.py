@@ -41,8 +41,12 @@ def open_checkpoint(folder: Path) -> CheckpointManifest:
     return manifest
 
 
-def load_model(folder: Path, manifest: CheckpointManifest) -> Decoder:
-    """The model of a verified checkpoint, on this machine's GPU where there is one."""
+def load_model(folder: Path, manifest: CheckpointManifest, base: str | None = None) -> Decoder:
+    """The model of a verified checkpoint, on this machine's GPU where there is one.
+
+    Args:
+        base: where the base model of adapters is now, if it has moved.
+    """
     import torch
 
     from llmctl.worker.checkpoint.load import read_tensors
@@ -51,8 +55,23 @@ def load_model(folder: Path, manifest: CheckpointManifest) -> Decoder:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_decoder(parse_model_config(manifest.model), device)
-    read_tensors(folder, model_tensors(model))
+    if manifest.base is None:
+        read_tensors(folder, model_tensors(model))
+    else:
+        _load_adapted(model, folder, base)
     return model.requires_grad_(False).eval()
+
+
+def _load_adapted(model: Decoder, folder: Path, base: str | None) -> None:
+    """Base weights with the adapters of `folder` merged in."""
+    import torch
+
+    from llmctl.worker.hf.weights import open_weights
+
+    named = dict(model.named_parameters())
+    with open_weights(str(folder), base=base) as weights, torch.no_grad():
+        for name, tensor in weights.items(list(named)):
+            named[name].copy_(tensor)
 
 
 def load_tokenizer(folder: Path, data: dict[str, Any]) -> Tokenizer:
@@ -69,11 +88,11 @@ def load_tokenizer(folder: Path, data: dict[str, Any]) -> Tokenizer:
     return open_tokenizer(str(folder / str(entry["path"])), eos=data.get("eos"))
 
 
-def sample(folder: Path, prompt: str, sampling: Sampling) -> str:
+def sample(folder: Path, prompt: str, sampling: Sampling, base: str | None = None) -> str:
     """`prompt` and its continuation by the model in `folder`."""
     manifest = open_checkpoint(folder)
     tokenizer = load_tokenizer(folder, manifest.data)
-    model = load_model(folder, manifest)
+    model = load_model(folder, manifest, base)
     # Without a prompt, begin as a document begins: after the end of another one.
     ids = tokenizer.encode(prompt) or [tokenizer.eos]
     new = generate(model, ids, sampling, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos)
@@ -84,6 +103,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m llmctl.worker.sample", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a committed checkpoint folder")
+    parser.add_argument("--base", help="base model of a checkpoint of adapters, if it has moved")
     parser.add_argument("--prompt", default="", help="text to go on from; else a new document")
     parser.add_argument("--max-new", type=int, default=100, help="tokens to add at most")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
@@ -96,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse_arguments(arguments)
     try:
         sampling = Sampling(max_new=given.max_new, temperature=given.temperature, seed=given.seed)
-        sys.stdout.write(sample(given.checkpoint, given.prompt, sampling) + "\n")
+        sys.stdout.write(sample(given.checkpoint, given.prompt, sampling, given.base) + "\n")
     except LlmctlError as error:
         sys.stderr.write(f"error: {error.line()}\n")
         if error.hint:

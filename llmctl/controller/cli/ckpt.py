@@ -1,4 +1,4 @@
-"""`llmctl ckpt ls | verify | prune`: checkpoints in any store; `ckpt_convert` has the verbs that need torch."""
+"""`llmctl ckpt ls | verify | prune`: checkpoints in any store; `ckpt_convert` has what needs torch."""
 
 from __future__ import annotations
 

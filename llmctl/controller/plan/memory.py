@@ -34,6 +34,8 @@ class Memory:
     Attributes:
         gradients: those that exist at that moment; without replicas they appear as activations go.
         temporary: logits and their gradients, gathered blocks, buckets on their way.
+        snapshot: on a CPU, the copy from which checkpoints are saved beside training (on a GPU it lies in host
+            memory). Copies of a whole model are shared by the ranks that save one checkpoint.
         runtime: the process itself: libraries, contexts, what the allocator can't give back.
     """
 
@@ -42,6 +44,7 @@ class Memory:
     optimizer: int
     activations: int
     temporary: int
+    snapshot: int
     runtime: int
 
     @property
@@ -124,8 +127,17 @@ def _of_place(case: _Case, is_cpu: bool) -> Memory:
         optimizer=2 * FP32 * learning // shards,
         activations=activations,
         temporary=temporary,
+        snapshot=_snapshot(case, learning) if is_cpu else 0,
         runtime=runtime,
     )
+
+
+def _snapshot(case: _Case, learning: int) -> int:
+    """Weights and moments once more, as `worker/checkpoint/snapshot.py` holds them."""
+    if not case.recipe.checkpoint_async:
+        return 0
+    spec = case.spec
+    return 3 * FP32 * learning // (spec.world if spec.is_replicas else spec.dp_shard)
 
 
 def _runtime(case: _Case, is_cpu: bool, passing: int) -> int:
