@@ -34,8 +34,8 @@ class Memory:
     Attributes:
         gradients: those that exist at that moment; without replicas they appear as activations go.
         temporary: logits and their gradients, gathered blocks, buckets on their way.
-        snapshot: on a CPU, the copy from which checkpoints are saved beside training (on a GPU it lies in host
-            memory). Copies of a whole model are shared by the ranks that save one checkpoint.
+        snapshot: on a CPU, the copy from which checkpoints are saved beside training; a GPU's lies in host
+            memory. Ranks that hold the same model share one.
         runtime: the process itself: libraries, contexts, what the allocator can't give back.
     """
 
