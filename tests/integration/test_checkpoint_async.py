@@ -159,6 +159,29 @@ def test_a_passing_failure_is_tried_again_and_sends_only_what_is_missing(
     assert all("the store is out" in note and "tried again" in note for note in notes)
 
 
+def test_a_commit_that_fails_is_tried_again_in_a_folder_too(
+    store: Gated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk the folder has its final name before the marker is written: a second try finds it there."""
+    folder = LocalStore(tmp_path / "folder")
+    place = Place(store=folder, desk=folder, shared=True)
+    write, failures = folder.write_bytes, [TransferError("input/output error", stage="storage")]
+
+    def flaky(path: str, data: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        write(path, data)
+
+    monkeypatch.setattr(folder, "write_bytes", flaky)
+    said: list[str] = []
+    writer = Writer(
+        session=ALONE, place=place, template=TEMPLATE, retention=Retention(), extra_files={}, say=said.append
+    )
+    writer.write(1, {"model.w": torch.ones(8)})
+    assert len(said) == 1
+    verify_files(folder, checkpoint_name(1), read_marker(folder, 1))
+
+
 def test_a_failed_checkpoint_is_told_and_the_next_one_works(store: Gated, tmp_path: Path) -> None:
     """`warn`: training is not disturbed, each failure is a line with its reason and count, nothing half-made
     is visible, and the next save is whole."""

@@ -118,9 +118,11 @@ def host_times(output: str) -> tuple[float, float] | None:
 
 
 def _system(text: str) -> tuple[tuple[str, str, str], str, float]:
-    names, home, clock = text.splitlines()[:3]
+    """Names, home and clock; 0 for a clock that `date` could not tell."""
+    names, home, *clock = text.splitlines()[:3]
     kernel, release, architecture = names.split(" ", 2)
-    return (kernel, release, architecture), home, float(clock)
+    told = system.unix_time(clock[0]) if clock else None
+    return (kernel, release, architecture), home, told or 0.0
 
 
 def _workdir(text: str) -> tuple[str, str | None]:

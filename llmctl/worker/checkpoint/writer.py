@@ -62,6 +62,7 @@ class _Work:
     cleared: bool = False
     written: bool = False
     entries: dict[str, FileEntry] = field(default_factory=dict)
+    files: tuple[FileEntry, ...] | None = None
 
 
 class Writer:
@@ -135,7 +136,9 @@ class Writer:
             self._together(lambda: self._prepare(work))
             self._together(lambda: self._write(work.folder, tensors))
             work.written = True
-        files = self._hash_files(work)
+        if work.files is None:
+            work.files = self._hash_files(work)
+        files = work.files  # a commit that is tried again may have renamed the folder already
         manifest = dataclasses.replace(self._template, step=work.step, created_at=time.time(), files=files)
         self._together(lambda: self._commit(work.name, manifest))
         return Written(
