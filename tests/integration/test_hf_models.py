@@ -13,6 +13,7 @@ from llmctl.errors import ConfigError, IntegrityError, NotFoundError
 from llmctl.storage.files import open_store
 from llmctl.wire.codec import loads
 from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest
+from llmctl.wire.parallel import ParallelSpec
 from llmctl.wire.recipe import LoraSpec, ModelSpec
 from llmctl.worker.hf.export import export_model
 from llmctl.worker.hf.folder import open_folder
@@ -98,6 +99,50 @@ def test_training_starts_from_their_weights(tmp_path: Path, ranks: tuple[int, ..
     again = loaded(tmp_path / "out")
     assert again.config.max_position_embeddings == theirs.config.max_position_embeddings
     assert difference(again, theirs, tokens()) > 10 * EXACT
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("parallel", "lora"),
+    [
+        (ParallelSpec(dp_shard=2), None),
+        (ParallelSpec(dp_shard=2), LoraSpec(rank=4)),
+        (ParallelSpec(tp=2), None),
+        (ParallelSpec(pp=2), None),
+    ],
+)
+def test_their_weights_start_any_layout_alike(
+    tmp_path: Path, parallel: ParallelSpec, lora: LoraSpec | None
+) -> None:
+    """Each rank takes its part of the same weights: the losses are those of one process."""
+    tiny("llama", tmp_path / "hf", initializer_range=0.02)
+    source = ModelSpec(source=str(tmp_path / "hf"))
+    recipe = replace(RECIPE, steps=3, checkpoint_every=0, micro_batch=1, model=source, lora=lora)
+    corpus = make_corpus(tmp_path / "corpus")
+    alone = Cluster(base=tmp_path / "alone", corpus=corpus)
+    alone.train(recipe)
+    shared = Cluster(base=tmp_path / "shared", corpus=corpus, ranks=(2,))
+    shared.train(replace(recipe, parallel=parallel))
+    assert shared.losses() == pytest.approx(alone.losses(), abs=5e-5)
+    # What two ranks saved loads as one model again.
+    assert difference(ours(shared.checkpoints()), ours(alone.checkpoints()), tokens()) < 10 * EXACT
+
+
+@pytest.mark.torch
+def test_an_imported_checkpoint_is_to_begin_from_not_to_resume(tmp_path: Path) -> None:
+    """It has no optimizer moments, so it can't be resumed; as `from` it works like the folder itself."""
+    tiny("llama", tmp_path / "hf", initializer_range=0.02)
+    run("import", tmp_path / "hf", tmp_path / "place")
+    corpus = make_corpus(tmp_path / "corpus")
+    recipe = replace(RECIPE, steps=2, checkpoint_every=0, model=ModelSpec(source=str(tmp_path / "place")))
+    resuming = Cluster(base=tmp_path / "a", corpus=corpus, checkpoint_uri=str(tmp_path / "place"))
+    [(code, _, stderr)] = resuming.start(recipe).results()
+    assert code == 93
+    assert "recipe.model.from" in stderr
+    starting, plain = (Cluster(base=tmp_path / name, corpus=corpus) for name in "bc")
+    starting.train(recipe)
+    plain.train(replace(recipe, model=ModelSpec(source=str(tmp_path / "hf"))))
+    assert starting.losses() == plain.losses()
 
 
 @pytest.mark.torch

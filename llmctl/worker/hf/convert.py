@@ -26,14 +26,11 @@ from llmctl.wire.manifests import CheckpointManifest, checkpoint_name
 from llmctl.worker.checkpoint.load import quiet_alone, read_tensors
 from llmctl.worker.checkpoint.state import MODEL
 from llmctl.worker.hf.folder import TOKENIZER, HfFolder, shapes
-from llmctl.worker.hf.weights import Checkpoint
+from llmctl.worker.hf.weights import WEIGHTS_ONLY, Checkpoint
 
 STAGE = "checkpoint"
 IMPORTED = "import"
 """The run id of a checkpoint that no run has made."""
-
-WEIGHTS_ONLY = "weights_only"
-"""Key in a marker's `data`: there are no optimizer moments, so a training can begin from it, not go on."""
 
 
 def import_model(

@@ -18,7 +18,7 @@ from llmctl.wire.manifests import BaseWeights, CheckpointManifest, ShardManifest
 from llmctl.wire.recipe import LoraSpec, RecipeSpec
 from llmctl.worker.hf.folder import TOKENIZER
 from llmctl.worker.hf.vocabulary import check_vocabulary
-from llmctl.worker.hf.weights import Weights, open_weights
+from llmctl.worker.hf.weights import WEIGHTS_ONLY, Weights, open_weights
 from llmctl.worker.lora import is_adapter
 from llmctl.worker.optim import local
 from llmctl.worker.session import Session
@@ -109,6 +109,9 @@ def check_resume(saved: CheckpointManifest, lora: LoraSpec | None, start: Start 
         ConfigError: says what differs.
     """
     hint = "set checkpoint.uri to another folder, or resume: false"
+    if saved.data.get(WEIGHTS_ONLY):
+        told = "the checkpoint there was imported: it has weights, but no optimizer moments to go on with"
+        raise ConfigError(told, hint="name it in recipe.model.from, and another checkpoint.uri", stage=STAGE)
     before, now = saved.recipe.get("lora"), encode(lora)
     if before != now:
         raise ConfigError(

@@ -35,6 +35,10 @@ GROUP_BYTES = 256 << 20
 """Of a checkpoint, so much is read at once; every read has a fixed cost."""
 
 
+WEIGHTS_ONLY = "weights_only"
+"""Key in a marker's `data`: there are no optimizer moments, so a training can begin from it, not go on."""
+
+
 class Weights(Protocol):
     """A model that can be read.
 
