@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def two(base: Path, corpus: Path) -> dict[str, Result]:
                 cases.append(case(base, f"{layout} {name}", spec, **checked))
         for name, changes in (SAME | {"bf16": BF16}).items():
             cases.append(case(base, f"{layout} {name}", spec, **changes))
+    cases.append(case(base, "fsdp compiled", LAYOUTS["fsdp"], compile=True))
     return run_cases(base / "two", corpus, 2, cases)
 
 
@@ -129,6 +131,15 @@ def test_bf16_trains_as_one_process_in_bf16(
     assert checked_error(result) < (2e-2 if layout == "tp" else 1e-3)
     gaps = [abs(a - b) for a, b in zip(alone["one bf16"].losses, result.losses, strict=True)]
     assert max(gaps) < 0.02
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_layout_trains_as_one_process(two: dict[str, Result], alone: dict[str, Result]) -> None:
+    """torch.compile for each block, inside FSDP: twenty losses of one process that is not compiled."""
+    result = two["fsdp compiled"]
+    assert result.error == ""
+    gaps = [abs(a - b) for a, b in zip(alone["one plain"].losses, result.losses, strict=True)]
+    assert max(gaps) < 5e-5
 
 
 def test_bf16_is_not_fp32(alone: dict[str, Result]) -> None:
