@@ -186,6 +186,19 @@ def test_a_dead_host_does_not_hide_the_others(cluster: Cluster, lab: Lab) -> Non
     assert found["b"]["stage"] == "connect"
 
 
+def test_a_slow_host_is_waited_for_and_its_clock_is_not_blamed(cluster: Cluster, lab: Lab) -> None:
+    """A fifth of a core: the facts come later, and a long round trip is no clock difference."""
+    group = lab._cgroup("node1")
+    group._write("cpu.max" if group._v2 else "cpu.cfs_quota_us", "20000")
+    try:
+        found = checked(cluster)
+    finally:
+        group._write("cpu.max" if group._v2 else "cpu.cfs_quota_us", "max" if group._v2 else "-1")
+    assert found["b"]["problems"] == []
+    assert "clock" not in abouts(found["b"])
+    assert found["b"]["facts"]["more"]["skew"]["error"] >= 0
+
+
 def test_gpus_and_those_who_hold_them_are_found(cluster: Cluster, lab: Lab) -> None:
     """A GPU that someone else fills is unfit for a job that would use it; `-f` of a CPU job minds not."""
     lab.path("node1", "/srv/gpu").write_text(GPU + "\n")
