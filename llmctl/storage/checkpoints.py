@@ -259,7 +259,11 @@ def _being_written(store: Store) -> list[Checkpoint]:
         name = _WRITING.fullmatch(folder.name)
         if name is None:
             continue
-        stats = [path.stat() for path in folder.glob("*") if path.is_file()]
+        try:
+            stats = [path.stat() for path in folder.glob("*") if path.is_file()]
+            at = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
+        except FileNotFoundError:
+            continue  # it has just become a checkpoint, or is being removed
         found.append(
             Checkpoint(
                 step=int(name[1]),
@@ -267,7 +271,7 @@ def _being_written(store: Store) -> list[Checkpoint]:
                 state=State.UNFINISHED,
                 files=len(stats),
                 bytes=sum(stat.st_size for stat in stats),
-                at=max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime),
+                at=at,
                 problem=f"written by {name[2]}, attempt {name[3]}",
             )
         )

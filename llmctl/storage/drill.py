@@ -103,7 +103,7 @@ def drill(
     """
     name = f"llmctl-check-{secrets.token_hex(4)}"
     above = open_store(uri, deadline_s=_CALL_S)
-    store = open_store(join(uri.rstrip("/"), name), deadline_s=_CALL_S)
+    store = open_store(join(uri, name), deadline_s=_CALL_S)
     ground = Ground(store=store, seconds=seconds, size=size)
     findings: list[Finding] = []
     try:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -141,16 +141,18 @@ def _copy(source: BinaryIO, target: BinaryIO) -> Digest:
 
 
 def _list(root: Path, top: Path) -> Iterator[StoreFile]:
-    """Files below `top`, through links to files but not through links to folders (they may loop)."""
+    """Files below `top`, through links to files but not through links to folders (they may loop). What others
+    remove or rename meanwhile is left out."""
     cut = len(str(root).rstrip("/")) + 1
     folders = [str(top)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 elif entry.is_file():
-                    yield _stat(entry.stat(), entry.path[cut:])
+                    with suppress(FileNotFoundError):
+                        yield _stat(entry.stat(), entry.path[cut:])
 
 
 def _stat(status: os.stat_result, name: str) -> StoreFile:

@@ -67,7 +67,10 @@ def fetch_ranges(
 
         def write(piece: bytes) -> None:
             nonlocal at
-            at += os.pwrite(target, piece, at)
+            left = memoryview(piece)
+            while left:  # a disk that is almost full takes a part
+                done = os.pwrite(target, left, at)
+                at, left = at + done, left[done:]
 
         fetch(start, min(start + _RANGE, size), write)
 

@@ -58,7 +58,10 @@ def join(uri: str, path: str) -> str:
     """The URI of `path` below `uri`."""
     if not path:
         return uri
-    return (uri if uri.endswith("://") else uri.rstrip("/") + "/") + path
+    head, is_url, rest = uri.partition("://")
+    if is_url and not rest.strip("/"):  # `hdfs:///`: less than these slashes would be a local path, or a host
+        return f"{head}://{'/' if rest else ''}{path}"
+    return uri.rstrip("/") + "/" + path
 
 
 def checked(path: str) -> str:

@@ -49,7 +49,7 @@ def _s3(uri: str, rest: str, found: Account) -> tuple[Driver, str]:
     names = {"endpoint": "endpoint_url", "region": "region_name", "ca": "verify"}
     options: dict[str, Any] = {names.get(key, key): value for key, value in found.values.items()}
     if "verify" in options:
-        options["verify"] = str(Path(options["verify"]).expanduser())
+        options["verify"] = _path(options["verify"])
     return s3.S3Driver(s3.connect(options)), root
 
 
@@ -59,14 +59,15 @@ def _hdfs(uri: str, rest: str, found: Account) -> tuple[Driver, str]:
     from llmctl.storage.drivers.hdfs import HdfsDriver
 
     host, path = _authority(rest, found)
+    values = found.values
     try:
         client = Client(
             f"hdfs://{host}" if host else None,  # None: fs.defaultFS of core-site.xml
             None,
-            found.values.get("conf_dir"),
-            kerberos_principal=found.values.get("principal"),
-            kerberos_keytab=found.values.get("keytab"),
-            kerberos_cache=found.values.get("ccache"),
+            _path(values["conf_dir"]) if "conf_dir" in values else None,
+            kerberos_principal=values.get("principal"),
+            kerberos_keytab=_path(values["keytab"]) if "keytab" in values else None,
+            kerberos_cache=_path(values["ccache"]) if "ccache" in values else None,
         )
     except (OSError, RuntimeError, ValueError) as error:
         hint = "like hdfs://namenode:8020/folder, or a nameservice of the core-site.xml in HADOOP_CONF_DIR"
@@ -90,7 +91,7 @@ def _webhdfs(uri: str, rest: str, found: Account) -> tuple[Driver, str]:
         "token": values.get("token"),
         "kerberos": values.get("kerberos") == "true",
         "use_https": https,
-        "session_verify": values.get("ca", True),
+        "session_verify": _path(values["ca"]) if "ca" in values else True,
     }
     return webhdfs.WebHdfsDriver(
         webhdfs.connect(name, int(port or (9871 if https else 9870)), **options)
@@ -107,6 +108,11 @@ def _other(uri: str, scheme: str) -> tuple[Driver, str]:
             f"{masked(uri)}: {reason(error)}", hint="a path or a URL that fsspec knows"
         ) from None
     return FsspecDriver(fs, scheme.split("::", 1)[0] in _RENAMES), str(root)
+
+
+def _path(text: str) -> str:
+    """`~` is the home of whoever runs this, on the machine where it runs."""
+    return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 def _authority(rest: str, found: Account) -> tuple[str, str]:

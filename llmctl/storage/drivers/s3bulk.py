@@ -26,6 +26,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from llmctl.storage.deadline import budget
 from llmctl.storage.drivers.base import Sink
@@ -36,7 +37,7 @@ PIECE = 1 << 20
 
 _CONNECT_S = 5.0
 _SILENT_S = 30.0
-"""How long one connection may get no byte through."""
+"""How long one connection may get no byte back, or need for one piece of a body."""
 
 _TOLD_BYTES = 64 << 10
 
@@ -187,6 +188,32 @@ class _Signer(S3SigV4Auth):  # type: ignore[misc]
         return str(request.context["sha256"])
 
 
+class _Patient(HTTPConnection):
+    """urllib3 sends a body under the connect timeout, and on a slow line with many files at once every piece
+    of it takes longer than that."""
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(_SILENT_S)
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        if self.sock is not None:  # connected already
+            self.timeout = _SILENT_S
+        super().request(*args, **kwargs)
+
+
+class _PatientTls(_Patient, HTTPSConnection):
+    pass
+
+
+class _Http(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Patient
+
+
+class _Https(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _PatientTls
+
+
 @cache
 def _pool(_pid: int, ca: str, proxy: str | None) -> urllib3.PoolManager:
     # blocksize: what goes to the socket at once.
@@ -196,7 +223,9 @@ def _pool(_pid: int, ca: str, proxy: str | None) -> urllib3.PoolManager:
         "cert_reqs": "CERT_REQUIRED",
         "blocksize": PIECE,
     }
-    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    pool.pool_classes_by_scheme = {"http": _Http, "https": _Https}
+    return pool
 
 
 def refusal(status: int, told: bytes, operation: str) -> Exception:

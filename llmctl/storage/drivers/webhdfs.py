@@ -37,8 +37,12 @@ def connect(host: str, port: int, **options: Any) -> Any:
     from fsspec.implementations.webhdfs import WebHDFS
     from requests.adapters import HTTPAdapter
 
+    chosen = options.get("session_verify", True)
+
     class Timed(HTTPAdapter):
         def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+            if chosen is not True:
+                kwargs["verify"] = chosen  # else REQUESTS_CA_BUNDLE would win over what stores.yaml names
             if kwargs.get("timeout") is None:
                 # Of one read or write on the socket; the first number also holds while sending.
                 kwargs["timeout"] = max(0.01, min(_SILENT_S, budget().left()))

@@ -101,6 +101,14 @@ def test_a_missing_journal_is_incomplete_and_names_the_host(run: Run) -> None:
     assert told(proof) == "rank 2 on h2: no journal of attempt 1: SSH timed out"
 
 
+def test_a_host_that_nobody_heard_of_is_incomplete(run: Run) -> None:
+    """A newer attempt may have run there, and have done steps anew that seem to count."""
+    run.attempt(1, 2, 0, 10)
+    proof = run.prove(lost={"h7": "SSH timed out"})
+    assert proof.verdict is Verdict.INCOMPLETE
+    assert told(proof) == "h7: no journal of any attempt: SSH timed out"
+
+
 def test_a_missing_attempt_is_incomplete(run: Run) -> None:
     """The last attempt began with a checkpoint of one of which nothing is left: it is named."""
     run.attempt(1, 1, 0, 20, ends=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, TransferError
 from llmctl.storage.accounts import account, portable
 from llmctl.storage.files import open_store
 
@@ -115,3 +115,23 @@ def test_what_came_with_a_job_is_never_quoted(text: str, monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match="LLMCTL_STORES") as caught:
         account("ours")
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_the_certificate_of_a_webhdfs_entry_holds(
+    stores_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`~` is the home, and a REQUESTS_CA_BUNDLE of the environment does not take its place."""
+    requests = pytest.importorskip("requests")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "other.pem"))
+    stores_yaml.write_text("web: {type: webhdfs, host: 'nn:9871', https: true, ca: ~/own.pem}\n")
+    asked = []
+
+    def send(_self: object, _request: object, **settings: object) -> None:
+        asked.append(settings["verify"])
+        raise requests.exceptions.InvalidSchema("not sent")
+
+    monkeypatch.setattr("requests.adapters.HTTPAdapter.send", send)
+    with pytest.raises(TransferError, match="not sent"):
+        open_store("web://x").list()
+    assert asked == [str(tmp_path / "own.pem")]

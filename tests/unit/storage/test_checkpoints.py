@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -226,3 +228,27 @@ def test_ten_thousand_objects() -> None:
     removed = prune(store, Retention(keep=3, keep_every=50), newest=100)
     assert removed == [step for step in range(1, 98) if step != 50]
     assert committed_steps(store) == [50, 98, 99, 100]
+
+
+def test_looking_bears_that_a_writer_commits(tmp_path: Path) -> None:
+    """Folders that get their final name, or go, while they are looked at are no error."""
+    ended = threading.Event()
+
+    def write() -> None:
+        turn = 0
+        while not ended.is_set():
+            turn += 1
+            writing, name = tmp_path / f".tmp-step-{turn % 9:08d}-r-1.part", tmp_path / f"step-{turn % 9:08d}"
+            writing.mkdir()
+            (writing / "0").write_bytes(b"x")
+            shutil.rmtree(name, ignore_errors=True)
+            writing.rename(name)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(150):
+            survey(LocalStore(tmp_path))
+    finally:
+        ended.set()
+        writer.join()

@@ -97,3 +97,22 @@ def test_errors_of_ours_pass_unchanged() -> None:
     other: LlmctlError = explain(ValueError("bad"), "read", "w")
     assert isinstance(other, TransferError)
     assert other.message == "w: can't read: bad"
+
+
+@pytest.mark.parametrize(
+    ("root", "below"),
+    [
+        ("hdfs:///", "hdfs:///a/b"),
+        ("wh://", "wh://a/b"),
+        ("wh:///", "wh:///a/b"),
+        ("hdfs://nn:8020/", "hdfs://nn:8020/a/b"),
+        ("s3://bucket", "s3://bucket/a/b"),
+        ("file:///", "file:///a/b"),
+        ("/", "/a/b"),
+        ("folder/", "folder/a/b"),
+    ],
+)
+def test_what_lies_below_the_root_of_a_store_is_no_local_path(root: str, below: str) -> None:
+    """`hdfs:///` and `name://` are places of their own, whatever their slashes."""
+    assert join(root, "a/b") == below
+    assert is_local(join(root, "a/b")) == is_local(root)

@@ -41,6 +41,7 @@ def prove(
         run: how many pieces of independent work are done: `map`, or that of a pool of processes.
     """
     findings: list[Finding] = []
+    journals = list(journals)
     stretches = lineage(journals, findings)
     odd = OddSteps()
     try:
@@ -49,6 +50,7 @@ def prove(
             findings += check_stretch(stretch, lost or {}, run, progress)
         findings += odd.findings(stretches)
         findings += _seams(stretches)
+        findings += _unheard(journals, stretches, lost or {})
         uses = tuple(_uses(stretches))
     except LlmctlError as error:
         findings.append(Finding(kind=Kind.DAMAGED, text=f"a journal's header can't be: {error.message}"))
@@ -86,6 +88,16 @@ def _seams(stretches: Sequence[Stretch]) -> Iterator[Finding]:
         if before.end < after.start:
             text = f"no attempt's journals speak of {steps(before.end, after.start)}"
             yield Finding(kind=Kind.UNKNOWN, text=text, start=before.end, end=after.start)
+
+
+def _unheard(
+    journals: Sequence[RankJournal], stretches: Sequence[Stretch], lost: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Hosts that no journal knows: a later attempt may have been theirs, and undo what counts here."""
+    known = {found.host for found in journals}
+    known.update(peer.host for stretch in stretches for peer in stretch.header.peers)
+    for host in sorted(set(lost) - known):
+        yield Finding(kind=Kind.UNKNOWN, text=f"{host}: no journal of any attempt: {lost[host]}", host=host)
 
 
 _ORDER = ("seed", "sequence_length", "global_batch")
