@@ -161,6 +161,7 @@ def _build(
             metrics,
             tensors=training_tensors(model, optimizer),
             whole_copies=layout.spec.is_replicas,
+            start=done,
             template=replace(template, base=start.base if start else None),
             extra_files=_extra_files(spec, reader.manifest, start) if session.leader else {},
         ),

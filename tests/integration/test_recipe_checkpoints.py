@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmctl.errors import IntegrityError, PreflightError, TransferError
-from llmctl.storage.checkpoints import committed_steps, publish
+from llmctl.errors import ConfigError, IntegrityError, PreflightError, TransferError
+from llmctl.storage.checkpoints import committed_steps, publish, read_marker
 from llmctl.storage.files import open_store
 from llmctl.storage.local import LocalStore
 from llmctl.storage.retention import Retention, prune
@@ -52,11 +52,12 @@ def place_at(folder: Path) -> Place:
     return Place(store=store, desk=store, shared=True)
 
 
-def writer(place: Place, keep: int = 3) -> Writer:
+def writer(place: Place, keep: int = 3, run_id: str = "demo-7f3a", start: int = 0) -> Writer:
     return Writer(
         session=ALONE,
         place=place,
-        template=marker(),
+        template=replace(marker(), run_id=run_id),
+        start=start,
         retention=Retention(keep=keep),
         extra_files={"tokenizer.json": b"{}"},
         say=print,
@@ -288,3 +289,18 @@ def test_metrics_name_each_committed_checkpoint(trained: Cluster) -> None:
     assert [line["step"] for line in lines] == [4, 8]
     assert all(line["bytes"] > 0 and line["uri"].endswith(f"step-{line['step']:08d}") for line in lines)
     assert json.dumps(lines)
+
+
+def test_two_runs_in_one_place_are_told_apart(tmp_path: Path) -> None:
+    """A checkpoint that came since this run began, and is not its own, is another run's at the same time: it
+    stays as it is, and this run says so. What lay there at the start is what it goes on from."""
+    place = place_at(tmp_path / "place")
+    first, second = writer(place), writer(place, run_id="other-1a2b")
+    first.write(10, tensors())
+    for step in (10, 20):
+        with pytest.raises(ConfigError, match="demo-7f3a saves there, too: checkpoint 10"):
+            second.write(step, tensors(2.0))
+    first.write(20, tensors())
+    assert [read_marker(place.store, step).run_id for step in (10, 20)] == ["demo-7f3a"] * 2
+    writer(place, run_id="later-9c8d", start=20).write(30, tensors())
+    assert committed_steps(place.store) == [10, 20, 30]

@@ -102,6 +102,8 @@ def main() -> None:
     except SystemExit as end:
         # The reader of our stdout (`| head`) has gone; typer has noticed and calls it a failure.
         gone = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        if end.code == ExitCode.USAGE and not gone:
+            _document_usage()
         sys.exit(ExitCode.OK if gone else end.code)
     except errors.LlmctlError as error:
         _fail(error, exit_code(error), debug=debug)
@@ -128,6 +130,15 @@ def _fail(error: errors.LlmctlError, code: ExitCode, *, debug: bool) -> NoReturn
         told = [{"host": e.host, "stage": e.stage, "message": e.message, "hint": e.hint} for e in several]
         screen.document("error", {"exit_code": int(code), "errors": told})
     sys.exit(code)
+
+
+def _document_usage() -> None:
+    """What typer refused it has told on stderr; a machine gets a document all the same."""
+    from llmctl.controller.ui.console import Screen
+
+    if wants_json(sys.argv[1:]) and not Screen.has_shown_document:
+        told = {"host": None, "stage": None, "message": "wrong usage, explained on stderr", "hint": None}
+        Screen().document("error", {"exit_code": int(ExitCode.USAGE), "errors": [told]})
 
 
 def wants_json(words: Sequence[str]) -> bool:

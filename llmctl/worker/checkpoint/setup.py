@@ -26,6 +26,7 @@ def open_saver(
     *,
     tensors: Mapping[str, Tensor],
     whole_copies: bool,
+    start: int,
     template: CheckpointManifest,
     extra_files: Mapping[str, bytes],
 ) -> Saver:
@@ -33,6 +34,7 @@ def open_saver(
 
     Args:
         tensors: what every save will be given.
+        start: the step that this attempt goes on from.
         whole_copies: all ranks hold the same ones; else each has shards, or layers, of its own.
     """
     in_background = recipe.checkpoint_async
@@ -45,6 +47,7 @@ def open_saver(
     writer = Writer(
         session=open_beside(session, spec) if in_background else session,
         place=place,
+        start=start,
         template=template,
         retention=Retention(keep=recipe.keep, keep_every=recipe.keep_every),
         extra_files=extra_files,

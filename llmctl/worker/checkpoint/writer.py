@@ -17,8 +17,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llmctl.errors import DeadlineError, IntegrityError, LlmctlError, TransferError
-from llmctl.storage.checkpoints import STAGE, clear_step, publish, temporary_folder
+from llmctl.errors import (
+    ConfigError,
+    DeadlineError,
+    IntegrityError,
+    LlmctlError,
+    NotFoundError,
+    TransferError,
+)
+from llmctl.storage.checkpoints import (
+    STAGE,
+    clear_step,
+    committed_steps,
+    publish,
+    read_marker,
+    temporary_folder,
+)
 from llmctl.storage.hashing import file_entry, verify
 from llmctl.storage.retention import Retention, prune
 from llmctl.wire.manifests import CheckpointManifest, FileEntry, checkpoint_name
@@ -70,6 +84,7 @@ class Writer:
 
     Args:
         session: whose groups the ranks agree by; of no other thread.
+        start: the step that this attempt goes on from.
         template: the marker but for `step`, `created_at` and `files`.
         extra_files: small files that go into every checkpoint, such as the tokenizer.
         verify_upload: read every uploaded byte back before the checkpoint is committed.
@@ -84,11 +99,14 @@ class Writer:
         template: CheckpointManifest,
         retention: Retention,
         extra_files: Mapping[str, bytes],
+        start: int = 0,
         verify_upload: bool = True,
         say: Callable[[str], None],
     ) -> None:
         self._session = session
         self._place = place
+        self._start = start
+        self._own_steps: set[int] = set()
         self._template = template
         self._retention = retention
         self._extra_files = extra_files
@@ -170,6 +188,8 @@ class Writer:
 
     def _prepare(self, work: _Work) -> None:
         """An empty folder on the desk, and no rest of a dead writer's in the store."""
+        if self._place.commits(self._session):
+            self._refuse_another_writer()
         if self._owns_desk:
             shutil.rmtree(work.folder, ignore_errors=True)
             work.folder.mkdir(parents=True)
@@ -179,6 +199,28 @@ class Writer:
         if self._place.uploads and self._session.is_first and not work.cleared:
             clear_step(self._place.store, work.step)
             work.cleared = True
+
+    def _refuse_another_writer(self) -> None:
+        """A training goes on from the newest checkpoint. So a newer one that is not its own tells that
+        another run saves here at the same time, and each would replace and remove the other's.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        store = self._place.store
+        for step in committed_steps(store):
+            if step <= self._start or step in self._own_steps:
+                continue
+            try:
+                run_id = read_marker(store, step).run_id
+            except NotFoundError:
+                continue  # pruned since the look: the others there will tell
+            if run_id != self._template.run_id:
+                raise ConfigError(
+                    f"{store.uri}: {run_id} saves there, too: checkpoint {step} is its own",
+                    hint="give every run a checkpoint.uri of its own",
+                    stage=STAGE,
+                )
 
     def _write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """One DCP save: over all ranks where they fill one checkpoint, else over each host's ranks."""
@@ -235,6 +277,7 @@ class Writer:
     def _commit(self, temporary: str, manifest: CheckpointManifest) -> None:
         if not self._place.commits(self._session):
             return
+        self._own_steps.add(manifest.step)
         publish(self._place.store, None if self._place.uploads else temporary, manifest)
         try:
             prune(self._place.store, self._retention, newest=manifest.step)

@@ -32,6 +32,14 @@ def test_a_failure_is_one_document(tmp_path: Path) -> None:
     assert told["message"] in done.stderr
 
 
+def test_wrong_usage_is_a_document(tmp_path: Path) -> None:
+    """What the parser of options refuses is told on stderr, and stdout still holds one document."""
+    done = llmctl("status", "--nonsense", "-o", "json", cwd=tmp_path)
+    assert done.returncode == ExitCode.USAGE
+    assert json.loads(done.stdout)["exit_code"] == ExitCode.USAGE
+    assert "--nonsense" in done.stderr
+
+
 def test_people_get_no_document(tmp_path: Path) -> None:
     """Without -o json stdout stays empty on a failure."""
     done = llmctl("status", "--hosts", "nowhere.yaml", cwd=tmp_path)
