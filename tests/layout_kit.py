@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmctl.wire.codec import decode, encode
+from llmctl.wire.layout import RunLayout
 from llmctl.wire.parallel import ParallelSpec
 from llmctl.wire.recipe import ModelSpec, RecipeSpec
 from llmctl.wire.specs import NodeSpec
@@ -54,6 +55,7 @@ class Result:
     notes: list[str]
     digests: dict[str, str]
     error: str = ""
+    journals: list[str] = field(default_factory=list)
 
 
 def case(base: Path, name: str, spec: ParallelSpec, *, resume: Path | None = None, **changes: Any) -> Case:
@@ -116,7 +118,8 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
     from llmctl.worker.stop import StopSignal
     from llmctl.worker.trainer import build
 
-    folder.mkdir(parents=True, exist_ok=True)
+    attempt = Path(RunLayout(str(folder / "run")).attempt(spec.attempt).root)
+    attempt.mkdir(parents=True, exist_ok=True)
     if session.is_first and now.resume:
         shutil.copytree(now.resume, Path(now.checkpoints, Path(now.resume).name))
     session.gather(None)
@@ -141,6 +144,7 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
         "notes": [line["text"] for line in lines if line["kind"] == "note"],
         "digests": digests,
         "error": error,
+        "journals": [path.name for path in attempt.glob("consumed-*.jsonl")],
     }
 
 

@@ -115,12 +115,21 @@ def local(tensor: Tensor) -> Tensor:
     return held
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """`tensor`, which has the form of what this rank holds of `parameter`, as a tensor of its kind."""
+def like(tensor: Tensor, parameter: Tensor, *, moved: bool = False) -> Tensor:
+    """`tensor`, which has the form of what this rank holds of `parameter`, as a tensor of its kind.
+
+    Args:
+        moved: it may lie on another device than the mesh of `parameter`, such as a copy in host memory.
+    """
     if not hasattr(parameter, "to_local"):
         return tensor
     from torch.distributed.tensor import DTensor
 
+    if moved:
+        # `from_local` would move it back to the mesh's device.
+        spec = parameter._spec  # type: ignore[attr-defined]
+        made: Tensor = DTensor(tensor, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+        return made
     wrapped: Tensor = DTensor.from_local(
         tensor,
         parameter.device_mesh,  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import pytest
 
 from llmctl.wire.parallel import ParallelSpec
 from llmctl.wire.recipe import OptimizerSpec
-from tests.layout_kit import TWENTY, Case, Result, case, run_cases
+from tests.layout_kit import TWENTY, Result, case, run_cases
 from tests.worker_kit import Cluster, make_corpus
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(1000)]
@@ -67,16 +67,26 @@ def alone(base: Path, corpus: Path) -> dict[str, Result]:
 
 
 @pytest.fixture(scope="module")
+def weighed(base: Path, corpus: Path) -> dict[str, Result]:
+    """Two ranks in every layout with every weighting."""
+    cases = [
+        case(base, f"{layout} {name}", spec, **{**changes, "steps": 2, "self_check": True})
+        for layout, spec in LAYOUTS.items()
+        for name, changes in WEIGHTINGS.items()
+        if works(layout, changes)
+    ]
+    return run_cases(base / "weighed", corpus, 2, cases)
+
+
+@pytest.fixture(scope="module")
 def two(base: Path, corpus: Path) -> dict[str, Result]:
-    """Two ranks in every layout with every setting."""
-    cases: list[Case] = []
-    for layout, spec in LAYOUTS.items():
-        for name, changes in WEIGHTINGS.items():
-            if works(layout, changes):
-                checked = {**changes, "steps": 2, "self_check": True}
-                cases.append(case(base, f"{layout} {name}", spec, **checked))
-        for name, changes in (SAME | {"bf16": BF16}).items():
-            cases.append(case(base, f"{layout} {name}", spec, **changes))
+    """Two ranks in every layout with every other setting. Not in the processes of `weighed`: each case leaves
+    its process groups behind, with their threads."""
+    cases = [
+        case(base, f"{layout} {name}", spec, **changes)
+        for layout, spec in LAYOUTS.items()
+        for name, changes in (SAME | {"bf16": BF16}).items()
+    ]
     cases.append(case(base, "fsdp compiled", LAYOUTS["fsdp"], compile=True))
     return run_cases(base / "two", corpus, 2, cases)
 
@@ -93,13 +103,13 @@ def checked_error(result: Result) -> float:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_unequal_data_gives_the_update_of_one_process(
-    layout: str, weighting: str, two: dict[str, Result]
+    layout: str, weighting: str, weighed: dict[str, Result]
 ) -> None:
     """With unequal shares, ragged micro-batches and idle ranks the gradient is one process's to 1e-6, and to
     5e-6 with tp, which sums the products themselves in another order."""
     if not works(layout, WEIGHTINGS[weighting]):
         pytest.skip("one sample is no two micro-batches")
-    assert checked_error(two[f"{layout} {weighting}"]) < (5e-6 if layout == "tp" else 1e-6)
+    assert checked_error(weighed[f"{layout} {weighting}"]) < (5e-6 if layout == "tp" else 1e-6)
 
 
 @pytest.mark.parametrize("setting", SAME)

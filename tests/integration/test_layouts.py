@@ -104,6 +104,13 @@ def test_two_ranks_train_as_one(spec: ParallelSpec, two: dict[str, Result], alon
     check_curve(spec, two, alone)
 
 
+@pytest.mark.parametrize("spec", TWO, ids=label)
+def test_every_sample_is_journaled_once(spec: ParallelSpec, two: dict[str, Result]) -> None:
+    """Ranks that work on the same samples keep one journal, or an audit would count them twice."""
+    wanted = {f"consumed-{rank}.jsonl" for rank in range(spec.data_ranks)}
+    assert set(two[label(spec)].journals) == wanted
+
+
 @pytest.mark.parametrize("spec", FOUR, ids=label)
 def test_four_ranks_train_as_one(spec: ParallelSpec, four: dict[str, Result], alone: Result) -> None:
     """Products of two dimensions have the losses and gradient norms of one process."""

@@ -1,1 +1,1 @@
-"""Checkpoints: what is in one (`state`), where (`place`), which are whole (`catalog`), `save` and `load`."""
+"""Checkpoints: what is in one (`state`), where (`place`), `save` and `load`."""

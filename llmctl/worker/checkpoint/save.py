@@ -18,7 +18,7 @@ from torch import Tensor
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.wire.metrics import CheckpointFailedLine, CheckpointLine
 from llmctl.worker.checkpoint.memory import free_host_memory
-from llmctl.worker.checkpoint.snapshot import Snapshot, local_part, own_share
+from llmctl.worker.checkpoint.snapshot import Snapshot, held_bytes, own_share
 from llmctl.worker.checkpoint.writer import Writer, import_dcp
 from llmctl.worker.metrics import Metrics, human_bytes
 from llmctl.worker.session import Session
@@ -45,8 +45,8 @@ class Saver:
     Args:
         writer: brings one checkpoint to the store; has a session of its own where saves are asynchronous.
         in_background: else training waits for the whole save.
-        whole_copies: all ranks hold the same tensors, and share the work of saving them.
         on_failure: `warn` or `stop`.
+        share: names of what this rank saves; None: all ranks hold the same tensors and find their shares.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Saver:
         writer: Writer,
         metrics: Metrics,
         in_background: bool = True,
-        whole_copies: bool = True,
         on_failure: str = WARN,
+        share: frozenset[str] | None = None,
     ) -> None:
         if on_failure not in (WARN, STOP):
             raise ConfigError(f"checkpoint.on_failure: must be {WARN} or {STOP}, not {on_failure!r}")
@@ -65,7 +65,7 @@ class Saver:
         self._writer = writer
         self._metrics = metrics
         self._stops = on_failure == STOP
-        self._whole_copies = whole_copies
+        self._share = share
         self._snapshot = Snapshot() if in_background else None
         self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=self._enter_thread)
         self._pending: Future[None] | None = None
@@ -161,8 +161,8 @@ class Saver:
             raise self._failure
 
     def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if not self._whole_copies:  # DCP saves once what several ranks hold alike
-            return dict(tensors)
+        if self._share is not None:
+            return {name: tensor for name, tensor in tensors.items() if name in self._share}
         members = self._writer.members
         return own_share(tensors, members.index(self._session.rank), len(members))
 
@@ -211,7 +211,7 @@ def room_for_snapshot(session: Session, tensors: Mapping[str, Tensor], members: 
     Args:
         members: how many ranks share one copy.
     """
-    needed = sum(local_part(tensor).nbytes for tensor in tensors.values()) / members
+    needed = sum(held_bytes(tensor) for tensor in tensors.values()) / members
     told = session.gather((session.host, needed, free_host_memory()))
     for host in dict.fromkeys(host for host, _, _ in told):
         wanted = sum(need for name, need, _ in told if name == host)

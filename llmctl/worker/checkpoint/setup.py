@@ -12,6 +12,7 @@ from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import NodeSpec
 from llmctl.worker.checkpoint.place import Place
 from llmctl.worker.checkpoint.save import Saver, room_for_snapshot
+from llmctl.worker.checkpoint.snapshot import agreed_share
 from llmctl.worker.checkpoint.writer import Writer
 from llmctl.worker.metrics import Metrics
 from llmctl.worker.session import Session, open_beside
@@ -37,10 +38,12 @@ def open_saver(
         start: the step that this attempt goes on from.
         whole_copies: all ranks hold the same ones; else each has shards, or layers, of its own.
     """
+    share = None if whole_copies else agreed_share(session, tensors)
     in_background = recipe.checkpoint_async
     if in_background:
-        sharers = session.world if place.shared else len(session.host_ranks)
-        lack = room_for_snapshot(session, tensors, sharers if whole_copies else 1)
+        members = session.world if place.shared else len(session.host_ranks)
+        own = tensors if share is None else {name: tensors[name] for name in share}
+        lack = room_for_snapshot(session, own, members if share is None else 1)
         if lack:
             metrics.note(f"checkpoints are saved while training waits: {lack}")
             in_background = False
@@ -59,6 +62,6 @@ def open_saver(
         writer=writer,
         metrics=metrics,
         in_background=in_background,
-        whole_copies=whole_copies,
         on_failure=recipe.checkpoint_on_failure,
+        share=share,
     )

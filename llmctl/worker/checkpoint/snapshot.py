@@ -11,6 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from llmctl.worker.optim import like, local
+from llmctl.worker.session import Session
+
 
 def own_share(tensors: Mapping[str, Tensor], index: int, count: int) -> dict[str, Tensor]:
     """The part of replicated `tensors` that member `index` of `count` saves; all parts together are all.
@@ -27,19 +30,31 @@ def own_share(tensors: Mapping[str, Tensor], index: int, count: int) -> dict[str
     return mine
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """What of a tensor lies on this rank: the tensor itself where it is no DTensor."""
-    tensor = tensor.detach()
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def agreed_share(session: Session, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Names of what this rank saves where ranks hold different tensors; all ranks call it together.
+
+    A shard is saved by whoever holds it; a plain tensor by one of those that do.
+    """
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items() if not _is_shard(tensor)}
+    told = session.gather(sizes)
+    loads = [0] * len(told)
+    mine = {name for name, tensor in tensors.items() if _is_shard(tensor)}
+    everything = {name: size for held in told for name, size in held.items()}
+    for name, size in sorted(everything.items(), key=lambda item: (-item[1], item[0])):
+        owner = min((rank for rank, held in enumerate(told) if name in held), key=lambda rank: loads[rank])
+        loads[owner] += size
+        if owner == session.rank:
+            mine.add(name)
+    return frozenset(mine)
 
 
-def _same_shard(copy: Tensor, tensor: Tensor) -> Tensor:
-    """`copy` of the local part of the DTensor `tensor` as the same shard. By its constructor, because
-    `from_local` would move a copy in host memory back to the mesh's GPU."""
-    from torch.distributed.tensor import DTensor
+def held_bytes(tensor: Tensor) -> int:
+    """Bytes that this rank holds of `tensor`."""
+    return local(tensor).nbytes
 
-    assert isinstance(tensor, DTensor)  # noqa: S101 - for the type checker
-    return DTensor(copy, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]
+
+def _is_shard(tensor: Tensor) -> bool:
+    return hasattr(tensor, "to_local")
 
 
 class Snapshot:
@@ -51,19 +66,19 @@ class Snapshot:
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Allocate now what `take` will need, so that the first save is no slower than the next ones."""
         for name, tensor in tensors.items():
-            self._buffer(name, local_part(tensor)).zero_()  # touched, or the first copy pays for every page
+            self._buffer(name, local(tensor)).zero_()  # touched, or the first copy pays for every page
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of `tensors`; they are good until the next `take`."""
+        """Copies of `tensors`, shards of shards; they are good until the next `take`."""
         copies = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.current_stream().synchronize()
         return copies
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        local = local_part(tensor)
-        copy = self._buffer(name, local).copy_(local, non_blocking=True)
-        return copy if not hasattr(tensor, "to_local") else _same_shard(copy, tensor)
+        held = local(tensor.detach())
+        copy = self._buffer(name, held).copy_(held, non_blocking=True)
+        return like(copy, tensor, moved=True)
 
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)

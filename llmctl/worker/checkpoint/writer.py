@@ -38,7 +38,7 @@ from llmctl.storage.retention import Retention, prune
 from llmctl.wire.manifests import CheckpointManifest, FileEntry, checkpoint_name
 from llmctl.worker.checkpoint.load import quiet_alone
 from llmctl.worker.checkpoint.place import Place
-from llmctl.worker.checkpoint.snapshot import local_part
+from llmctl.worker.checkpoint.snapshot import held_bytes
 from llmctl.worker.metrics import human_bytes
 from llmctl.worker.session import Session
 
@@ -229,7 +229,7 @@ class Writer:
         from torch.distributed.checkpoint.state_dict_saver import save
 
         group = self._session.group if self._place.shared else self._session.host_group
-        files = min(FILES, 1 + sum(local_part(tensor).nbytes for tensor in tensors.values()) // FILE_BYTES)
+        files = min(FILES, 1 + sum(map(held_bytes, tensors.values())) // FILE_BYTES)
         try:
             with quiet_alone():
                 save(
