@@ -99,4 +99,5 @@ def test_planned_memory_is_what_training_needs(
     needed = run(spec, recipe, corpus, tmp_path, tracked=True)
     passing = planned.gradients + planned.activations + planned.temporary
     assert passing > 0.3 * planned.tensors, "the test would only count the weights"
-    assert planned.tensors == pytest.approx(needed.tensors, rel=CLOSE), planned
+    # The copy that checkpoints are saved from is made by another thread, which the profiler does not see.
+    assert planned.tensors - planned.snapshot == pytest.approx(needed.tensors, rel=CLOSE), planned
