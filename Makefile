@@ -20,7 +20,7 @@ DEV_STAMP := $(VENV)/.llmctl-dev-$(HASH)
 # Root can make real hosts and servers: there a test that needs them and is skipped is a failure.
 REQUIRED := $(if $(filter 0,$(shell id -u)),LLMCTL_REQUIRE_HOSTS=1 LLMCTL_REQUIRE_STORES=1 LLMCTL_REQUIRE_HF=1)
 # CI's machines are shared and busy: what fails there is tried once more, and the summary names it (RERUN).
-RERUNS := $(if $(CI),--reruns 1 -r aR)
+RERUNS := $(if $(CI),--reruns 1 -r fEsR)
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .PHONY: help demo test test-stores lint docs bench clean packages hadoop wheel
