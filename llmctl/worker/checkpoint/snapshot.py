@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmctl.worker.optim import like, local
 from llmctl.worker.session import Session
@@ -23,6 +23,9 @@ def own_share(tensors: Mapping[str, Tensor], index: int, count: int) -> dict[str
     loads = [0] * count
     mine = {}
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].nbytes, item[0])):
+        if type(tensor) not in (Tensor, nn.Parameter):
+            mine[name] = tensor  # sharded: every rank has a piece of its own
+            continue
         owner = loads.index(min(loads))
         loads[owner] += tensor.nbytes
         if owner == index:
