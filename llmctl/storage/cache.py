@@ -92,13 +92,18 @@ class FileCache:
 
     def _is_known(self, path: Path, entry: FileEntry) -> bool:
         """Checked before, by this process: no lock, so nobody waits behind another file's download."""
-        return str(path) in self._known and path.exists() and self._known[str(path)] == _stamp(path, entry)
+        try:
+            return str(path) in self._known and self._known[str(path)] == _stamp(path, entry)
+        except FileNotFoundError:
+            return False
 
     def _copy(self, store: Store, entry: FileEntry, path: Path) -> None:
         if path.exists():
             try:
                 self._check(path, entry)
                 return
+            except NotFoundError:
+                pass  # evicted since the look
             except IntegrityError:
                 path.unlink(missing_ok=True)  # rotten on this disk; the store has the good one
         if self._folder is not None:
@@ -131,7 +136,10 @@ class FileCache:
             return None  # never checked, or unreadable: then it is checked again
 
     def _remember(self, path: Path, entry: FileEntry) -> None:
-        stamp = _stamp(path, entry)
+        try:
+            stamp = _stamp(path, entry)
+        except FileNotFoundError:
+            return  # evicted already, which `open` finds out
         self._known[str(path)] = stamp
         if self._folder is not None:
             with explained("write", str(self._folder)), write_beside(note_file(self._folder, path)) as stream:
