@@ -248,7 +248,8 @@ def test_looking_bears_that_a_writer_commits(tmp_path: Path) -> None:
     writer.start()
     try:
         for _ in range(150):
-            survey(LocalStore(tmp_path))
+            folders = [one.folder for one in survey(LocalStore(tmp_path))]
+            assert len(folders) == len(set(folders)), "a checkpoint is told twice"
     finally:
         ended.set()
         writer.join()
