@@ -35,6 +35,18 @@ def lab() -> Iterator[Lab]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def lab_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The hosts are shared: what a test leaves changed there would fail another one, in one order of many."""
+    if "lab" not in request.fixturenames:
+        yield
+        return
+    lab: Lab = request.getfixturevalue("lab")
+    before = lab.traits()
+    yield
+    assert lab.traits() == before, "this test left a host other than it found it"
+
+
 @pytest.fixture(scope="session")
 def ceph() -> Iterator[Ceph]:
     """A real Ceph with an S3 gateway, one per test session. Mark such tests with `stores`."""

@@ -71,10 +71,16 @@ def test_an_unmodified_script_runs_whatever_the_hosts_call_themselves(
     cluster: Cluster, lab: Lab, name: str
 ) -> None:
     """Debian's 127.0.1.1 line, or no line at all, must not hang the rendezvous."""
-    for host in lab.names:
-        lab.path(host, "/etc/hosts").write_text("127.0.0.1 localhost\n" + name.format(host=host) + "\n")
+    files = [lab.path(host, "/etc/hosts") for host in lab.names]
+    before = [file.read_text() for file in files]
+    for host, file in zip(lab.names, files, strict=True):
+        file.write_text("127.0.0.1 localhost\n" + name.format(host=host) + "\n")
     cluster.write_script(scripts.DDP)
-    done = cluster.run("train", "--", "--steps", "2")
+    try:
+        done = cluster.run("train", "--", "--steps", "2")
+    finally:
+        for file, text in zip(files, before, strict=True):
+            file.write_text(text)
     assert "succeeded" in done.stdout
     assert "a:0 step 1 rank 0/2" in done.stderr
     assert "b:1 step 1 rank 1/2" in done.stderr
