@@ -35,18 +35,6 @@ def lab() -> Iterator[Lab]:
         yield started
 
 
-@pytest.fixture(autouse=True)
-def lab_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The hosts are shared: what a test leaves changed there would fail another one, in one order of many."""
-    if "lab" not in request.fixturenames:
-        yield
-        return
-    lab: Lab = request.getfixturevalue("lab")
-    before = lab.traits()
-    yield
-    assert lab.traits() == before, "this test left a host other than it found it"
-
-
 @pytest.fixture(scope="session")
 def ceph() -> Iterator[Ceph]:
     """A real Ceph with an S3 gateway, one per test session. Mark such tests with `stores`."""
@@ -82,10 +70,16 @@ def _require_store(name: str, missing: str | None) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_fault_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A partition, a freeze or a dead host of one test is never the next one's surprise."""
+    """A partition, a freeze or a dead host of one test is never the next one's surprise.
+
+    Nor is a host that it left changed, which would fail another test in one order of many: that is said here.
+    """
+    lab: Lab | None = request.getfixturevalue("lab") if "lab" in request.fixturenames else None
+    before = lab.traits() if lab else None
     yield
-    if "lab" in request.fixturenames:
-        request.getfixturevalue("lab").restore()
+    if lab:
+        lab.restore()
+        assert lab.traits() == before, "this test left a host other than it found it"
     for name in ("ceph", "hdfs"):
         if name in request.fixturenames and "stores_fault" in request.keywords:
             request.getfixturevalue(name).restore()
