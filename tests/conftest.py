@@ -24,6 +24,15 @@ hypothesis.settings.load_profile("llmctl")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`, what shares a server stays in one process, and so does what shares a file's fixtures."""
+    for item in items:
+        kinds = [kind for kind in ("stores", "hosts") if kind in item.keywords]
+        group = kinds[0] if kinds else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Two SSH hosts, node0 and node1, one lab per test session. Mark such tests with `hosts`."""
