@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -15,6 +16,7 @@ from tests.lab import hdfs as hdfs_lab
 from tests.lab.ceph import Ceph
 from tests.lab.hdfs import Hdfs
 from tests.lab.hosts import Lab, try_up
+from tests.scheduling import scheduler
 
 # A busy machine is no reason to fail: no test here is about time.
 hypothesis.settings.register_profile("llmctl", deadline=None)
@@ -24,13 +26,10 @@ hypothesis.settings.load_profile("llmctl")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n`, what shares a server stays in one process, and so does what shares a file's fixtures."""
-    for item in items:
-        kinds = [kind for kind in ("stores", "hosts") if kind in item.keywords]
-        group = kinds[0] if kinds else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share servers stay together."""
+    return scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
