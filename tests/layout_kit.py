@@ -1,16 +1,20 @@
-"""Several layouts one after the other in one set of processes: starting torch costs more than twenty steps.
+"""Many layouts in few processes: starting torch costs more than twenty steps of a small model.
 
-`run_cases` starts the ranks; each runs this file with a folder, does the cases in `cases.json`, and rank 0
-leaves what they came to in `results.json`.
+`run_worlds` starts one process that imports torch and forks the ranks of one world after the other; each rank
+does its world's cases, and rank 0 leaves what they came to in `results.json`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,20 @@ from llmctl.wire.specs import NodeSpec
 from tests.worker_kit import RECIPE, ROOT, Cluster, Job, _spawn, free_port
 
 MODEL = ModelSpec(size="tiny", overrides={"layers": 4, "dim": 32, "heads": 4, "kv_heads": 2, "ffn_dim": 64})
-TWENTY = replace(RECIPE, steps=20, checkpoint_every=0, global_batch=12, micro_batch=2, model=MODEL)
+TWENTY = replace(RECIPE, steps=20, checkpoint_every=0, global_batch=12, micro_batch=3, model=MODEL)
 """Twenty steps of a model with four layers: as many as a pipeline of four stages needs."""
-
 
 DEADLINE_S = 900.0
 """For all cases of one call: two cores may be shared by eight ranks and other tests."""
+
+PR_SET_PDEATHSIG = 1
+
+MOST = 8
+"""Cases per set of processes: each leaves its process groups behind, with their threads. Taking the groups
+down is no way, because DTensor keeps a mesh of the same form and works on in its groups."""
+
+World = tuple[int, list["Case"]]
+"""How many ranks train which cases, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,14 @@ class Case:
 
     Attributes:
         resume: a checkpoint folder that lies in the place for checkpoints before it starts.
+        until: the step after which it is left alone; 0: its last one.
     """
 
     name: str
     recipe: RecipeSpec
     checkpoints: str
     resume: str = ""
+    until: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,55 +72,122 @@ class Result:
     journals: list[str] = field(default_factory=list)
 
 
-def case(base: Path, name: str, spec: ParallelSpec, *, resume: Path | None = None, **changes: Any) -> Case:
-    """TWENTY with some changes in the layout `spec`."""
+def case(
+    base: Path, name: str, spec: ParallelSpec, *, resume: Path | None = None, until: int = 0, **changes: Any
+) -> Case:
+    """TWENTY with some changes in the layout `spec`. Tensor parallelism alone has larger micro-batches: each
+    one costs it dozens of messages."""
+    if spec.tp > 1 and spec.pp == 1:
+        changes.setdefault("micro_batch", 6)
     recipe = replace(TWENTY, parallel=spec, **changes)
     place = str(base / "checkpoints" / name)
-    return Case(name=name, recipe=recipe, checkpoints=place, resume=str(resume or ""))
+    return Case(name=name, recipe=recipe, checkpoints=place, resume=str(resume or ""), until=until)
 
 
-def run_cases(base: Path, corpus: Path, ranks: int, cases: list[Case]) -> dict[str, Result]:
-    """What every case came to, all of them trained by the same `ranks` processes on one host."""
+def run_worlds(base: Path, corpus: Path, worlds: Sequence[World]) -> dict[str, Result]:
+    """What every case came to; worlds and their cases are trained in order, all on this host."""
     base.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    spec = Cluster(base=base, corpus=corpus, ranks=(ranks,)).spec(0, cases[0].recipe, port)
-    spec = replace(spec, launch=replace(spec.launch, pg_timeout_s=300.0))
-    document = {"spec": encode(spec), "cases": [encode(case) for case in cases]}
-    (base / "cases.json").write_text(json.dumps(document))
-    command = [sys.executable, "-m", "tests.layout_kit", str(base)]
-    processes = [_spawn(command, _environment(rank, ranks, port)) for rank in range(ranks)]
-    Job(processes, deadline_s=DEADLINE_S).check()
-    told = json.loads((base / "results.json").read_text())
+    parts = [(ranks, cases[n : n + MOST]) for ranks, cases in worlds for n in range(0, len(cases), MOST)]
+    document = [_world(base, corpus, ranks, cases) for ranks, cases in parts]
+    (base / "worlds.json").write_text(json.dumps(document))
+    env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(ROOT)}
+    process = _spawn(
+        [sys.executable, "-m", "tests.layout_kit", str(base)], env | {"GLOO_SOCKET_IFNAME": "lo"}
+    )
+    Job([process], deadline_s=DEADLINE_S).check()
+    told: dict[str, Any] = {}
+    for world in document:
+        told |= json.loads(Path(world["folder"], "results.json").read_text())
     return {name: Result(**values) for name, values in told.items()}
 
 
-def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+def _world(base: Path, corpus: Path, ranks: int, cases: list[Case]) -> dict[str, Any]:
+    """One entry of worlds.json."""
+    port = free_port()
+    folder = base / f"world-{ranks}-{cases[0].name.replace('/', ' ')}"
+    folder.mkdir()
+    spec = Cluster(base=folder, corpus=corpus, ranks=(ranks,)).spec(0, cases[0].recipe, port)
+    spec = replace(spec, launch=replace(spec.launch, pg_timeout_s=300.0))
+    return {"folder": str(folder), "ranks": ranks, "spec": encode(spec), "cases": [encode(c) for c in cases]}
+
+
+def _environment(rank: int, spec: NodeSpec) -> dict[str, str]:
     return {
-        "PATH": os.environ["PATH"],
-        "HOME": os.environ.get("HOME", "/"),
-        "PYTHONPATH": str(ROOT),
-        "GLOO_SOCKET_IFNAME": "lo",
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(spec.launch.world_size),
+        "MASTER_ADDR": spec.launch.master_addr,
+        "MASTER_PORT": str(spec.launch.master_port),
     }
 
 
-def main(base: Path) -> None:
-    """One rank."""
+def main(base: Path) -> int:
+    """The parent of all ranks: 1 as soon as a rank of a world has failed."""
+    _import_all()
+    for world in json.loads((base / "worlds.json").read_text()):
+        spec = decode(NodeSpec, world["spec"])
+        ranks = [_fork(rank, world, spec) for rank in range(world["ranks"])]
+        if any(os.waitstatus_to_exitcode(status) for status in _ends(ranks)):
+            return 1
+    return 0
+
+
+def _import_all() -> None:
+    """Everything that a rank will import, once for all of them. No thread may be started by this."""
+    import torch._dynamo
+    import torch.distributed.checkpoint
+    import torch.utils.checkpoint  # noqa: F401
+
+    import llmctl.worker.loop
+    import llmctl.worker.parallel.mesh
+    import llmctl.worker.parallel.pipeline
+    import llmctl.worker.parallel.shard
+    import llmctl.worker.parallel.tensor  # noqa: F401
+
+
+def _fork(rank: int, world: dict[str, Any], spec: NodeSpec) -> int:
+    """Start one rank; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        # Nothing outlives the parent, however that ends.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.environ.update(_environment(rank, spec))
+        _rank(world, spec)
+        code = 0
+    except BaseException:  # noqa: BLE001 - a rank's last words; the parent sees its exit code
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _ends(ranks: list[int]) -> Iterator[int]:
+    """Wait statuses as the ranks end; the first that is bad ends those that would wait for it."""
+    left = set(ranks)
+    while left:
+        child, status = os.wait()
+        left.discard(child)
+        if status:
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+        yield status
+
+
+def _rank(world: dict[str, Any], spec: NodeSpec) -> None:
+    """One rank of one world."""
     from llmctl.worker.session import open_session
 
-    document = json.loads((base / "cases.json").read_text())
-    spec = decode(NodeSpec, document["spec"])
     session = open_session(spec)
     results = {}
-    for number, told in enumerate(document["cases"]):
+    for number, told in enumerate(world["cases"]):
         now = decode(Case, told)
-        results[now.name] = _train(spec, now, session, base / f"case{number}")
+        results[now.name] = _train(spec, now, session, Path(world["folder"], f"case{number}"))
     if session.is_first:
-        (base / "results.json").write_text(json.dumps(results))
+        Path(world["folder"], "results.json").write_text(json.dumps(results))
     session.close()
 
 
@@ -130,7 +211,7 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
     try:
         training = build(here, now.recipe, session, str(folder / "run"), metrics, StopSignal())
         digests = _digests(training, session) if training.done else {}
-        Loop(training).run()
+        _run(Loop(training), now, training)
         training.batches.close()
     except LlmctlError as failure:
         error = failure.line()
@@ -146,6 +227,16 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
         "error": error,
         "journals": [path.name for path in attempt.glob("consumed-*.jsonl")],
     }
+
+
+def _run(loop: Any, now: Case, training: Any) -> None:
+    """To the end, or as far as is wanted."""
+    if not now.until:
+        loop.run()
+        return
+    for _ in range(training.done, now.until):
+        loop.advance()
+    training.saver.close()
 
 
 def _digests(training: Any, session: Any) -> dict[str, str]:
@@ -164,6 +255,4 @@ def _digests(training: Any, session: Any) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(0)
+    sys.exit(main(Path(sys.argv[1])))

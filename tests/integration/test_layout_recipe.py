@@ -12,7 +12,7 @@ import pytest
 
 from llmctl.wire.parallel import ParallelSpec
 from llmctl.wire.recipe import OptimizerSpec
-from tests.layout_kit import TWENTY, Result, case, run_cases
+from tests.layout_kit import TWENTY, Result, case, run_worlds
 from tests.worker_kit import Cluster, make_corpus
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(1000)]
@@ -39,8 +39,9 @@ SAME: dict[str, dict[str, Any]] = {
     "selective": {"activation_checkpointing": "selective"},
     "dropout and full": {"dropout": 0.2, "activation_checkpointing": "full"},
 }
-"""Twenty losses must be one process's, whatever the layout."""
+"""The losses of EIGHT steps must be one process's, whatever the layout."""
 
+EIGHT = {"steps": 8}
 BF16 = {"precision": "bf16", "self_check": True}
 
 
@@ -60,35 +61,24 @@ def corpus(base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(base: Path, corpus: Path) -> dict[str, Result]:
-    """One process with each of the settings, and plainly."""
-    cases = [case(base, f"one {name}", ONE, **changes) for name, changes in (SAME | {"bf16": BF16}).items()]
-    return run_cases(base / "one", corpus, 1, [case(base, "one plain", ONE), *cases])
-
-
-@pytest.fixture(scope="module")
-def weighed(base: Path, corpus: Path) -> dict[str, Result]:
-    """Two ranks in every layout with every weighting."""
-    cases = [
-        case(base, f"{layout} {name}", spec, **{**changes, "steps": 2, "self_check": True})
+def trained(base: Path, corpus: Path) -> dict[str, Result]:
+    """Every setting in one process, plainly too, and in every layout; every weighting in every layout."""
+    settings = {name: changes | EIGHT for name, changes in (SAME | {"bf16": BF16}).items()}
+    one = [case(base, f"one {name}", ONE, **changes) for name, changes in settings.items()]
+    one.append(case(base, "one plain", ONE, **EIGHT))
+    two = [
+        case(base, f"{layout} {name}", spec, **changes)
+        for layout, spec in LAYOUTS.items()
+        for name, changes in settings.items()
+    ]
+    two += [
+        case(base, f"{layout} {name}", spec, **{"micro_batch": 2, **changes, "self_check": True}, until=1)
         for layout, spec in LAYOUTS.items()
         for name, changes in WEIGHTINGS.items()
         if works(layout, changes)
     ]
-    return run_cases(base / "weighed", corpus, 2, cases)
-
-
-@pytest.fixture(scope="module")
-def two(base: Path, corpus: Path) -> dict[str, Result]:
-    """Two ranks in every layout with every other setting. Not in the processes of `weighed`: each case leaves
-    its process groups behind, with their threads."""
-    cases = [
-        case(base, f"{layout} {name}", spec, **changes)
-        for layout, spec in LAYOUTS.items()
-        for name, changes in (SAME | {"bf16": BF16}).items()
-    ]
-    cases.append(case(base, "fsdp compiled", LAYOUTS["fsdp"], compile=True))
-    return run_cases(base / "two", corpus, 2, cases)
+    two.append(case(base, "fsdp compiled", LAYOUTS["fsdp"], compile=True, **EIGHT))
+    return run_worlds(base, corpus, [(1, one), (2, two)])
 
 
 def checked_error(result: Result) -> float:
@@ -103,58 +93,56 @@ def checked_error(result: Result) -> float:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_unequal_data_gives_the_update_of_one_process(
-    layout: str, weighting: str, weighed: dict[str, Result]
+    layout: str, weighting: str, trained: dict[str, Result]
 ) -> None:
     """With unequal shares, ragged micro-batches and idle ranks the gradient is one process's to 1e-6, and to
     5e-6 with tp, which sums the products themselves in another order."""
     if not works(layout, WEIGHTINGS[weighting]):
         pytest.skip("one sample is no two micro-batches")
-    assert checked_error(weighed[f"{layout} {weighting}"]) < (5e-6 if layout == "tp" else 1e-6)
+    assert checked_error(trained[f"{layout} {weighting}"]) < (5e-6 if layout == "tp" else 1e-6)
 
 
 @pytest.mark.parametrize("setting", SAME)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_setting_means_the_same_in_every_layout(
-    layout: str, setting: str, two: dict[str, Result], alone: dict[str, Result]
+    layout: str, setting: str, trained: dict[str, Result]
 ) -> None:
-    """Dropout masks and recomputation do not depend on who computes: twenty losses of one process."""
-    result = two[f"{layout} {setting}"]
+    """Dropout masks and recomputation do not depend on who computes: the losses of one process."""
+    result = trained[f"{layout} {setting}"]
     assert result.error == ""
-    gaps = [abs(a - b) for a, b in zip(alone[f"one {setting}"].losses, result.losses, strict=True)]
+    gaps = [abs(a - b) for a, b in zip(trained[f"one {setting}"].losses, result.losses, strict=True)]
     assert max(gaps) < (5e-5 if layout == "tp" else 1e-5)
 
 
-def test_dropout_drops_and_recomputation_changes_nothing(alone: dict[str, Result]) -> None:
+def test_dropout_drops_and_recomputation_changes_nothing(trained: dict[str, Result]) -> None:
     """Without this, a dropout of nothing would pass as equal everywhere."""
-    plain = alone["one plain"].losses
-    assert max(abs(a - b) for a, b in zip(plain, alone["one dropout"].losses, strict=True)) > 1e-3
-    assert alone["one full"].losses == pytest.approx(plain, abs=1e-6)
-    assert alone["one dropout and full"].losses == pytest.approx(alone["one dropout"].losses, abs=1e-6)
+    plain = trained["one plain"].losses
+    assert max(abs(a - b) for a, b in zip(plain, trained["one dropout"].losses, strict=True)) > 1e-3
+    assert trained["one full"].losses == pytest.approx(plain, abs=1e-6)
+    assert trained["one dropout and full"].losses == pytest.approx(trained["one dropout"].losses, abs=1e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_bf16_trains_as_one_process_in_bf16(
-    layout: str, two: dict[str, Result], alone: dict[str, Result]
-) -> None:
+def test_bf16_trains_as_one_process_in_bf16(layout: str, trained: dict[str, Result]) -> None:
     """Weights and sums stay fp32, so two ranks in bf16 follow one in bf16 as far as bf16 goes."""
-    result = two[f"{layout} bf16"]
+    result = trained[f"{layout} bf16"]
     assert checked_error(result) < (2e-2 if layout == "tp" else 1e-3)
-    gaps = [abs(a - b) for a, b in zip(alone["one bf16"].losses, result.losses, strict=True)]
+    gaps = [abs(a - b) for a, b in zip(trained["one bf16"].losses, result.losses, strict=True)]
     assert max(gaps) < 0.02
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_layout_trains_as_one_process(two: dict[str, Result], alone: dict[str, Result]) -> None:
-    """torch.compile for each block, inside FSDP: twenty losses of one process that is not compiled."""
-    result = two["fsdp compiled"]
+def test_a_compiled_layout_trains_as_one_process(trained: dict[str, Result]) -> None:
+    """torch.compile for each block, inside FSDP: the losses of one process that is not compiled."""
+    result = trained["fsdp compiled"]
     assert result.error == ""
-    gaps = [abs(a - b) for a, b in zip(alone["one plain"].losses, result.losses, strict=True)]
+    gaps = [abs(a - b) for a, b in zip(trained["one plain"].losses, result.losses, strict=True)]
     assert max(gaps) < 5e-5
 
 
-def test_bf16_is_not_fp32(alone: dict[str, Result]) -> None:
+def test_bf16_is_not_fp32(trained: dict[str, Result]) -> None:
     """The setting has an effect, and a small one."""
-    gaps = [abs(a - b) for a, b in zip(alone["one plain"].losses, alone["one bf16"].losses, strict=True)]
+    gaps = [abs(a - b) for a, b in zip(trained["one plain"].losses, trained["one bf16"].losses, strict=True)]
     assert 1e-6 < max(gaps) < 0.05
 
 
