@@ -1,8 +1,8 @@
 """`python -m llmctl.worker.infer.replica SPEC.json`: one rank of one replica, as the host program starts it.
 
-The environment is torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); rank 0 listens, and the
-ready file tells where. SIGTERM: nothing new is taken, what is being worked on is answered, then it ends. A rank
-that loses another one ends, too: a replica lives and dies as a whole.
+The environment is torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); rank 0 listens, and
+the ready file tells where. SIGTERM: nothing new is taken, what is being worked on is answered, then it ends.
+A rank that loses another one ends, too: a replica lives and dies as a whole.
 """
 
 from __future__ import annotations

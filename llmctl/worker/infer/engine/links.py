@@ -44,7 +44,7 @@ class Links:
         """The ranks that share this rank's matrices. Every rank takes part in making every group."""
         if self.place.tp == 1:
             return None
-        made = [
+        made: list[dist.ProcessGroup] = [
             dist.new_group(self.place.stage_ranks(stage), timeout=self._timeout)
             for stage in range(self.place.pp)
         ]

@@ -99,7 +99,7 @@ def unpack(flat: Tensor) -> Step:
     order, group, rows, outputs = flat[:_HEADER].tolist()
     sizes = [_HEADER, rows * _ROW_WIDTH, outputs * _OUTPUT_WIDTH, outputs * _NUMBER_WIDTH]
     rest = len(flat) - sum(sizes)
-    _, first, second, third, _ = flat.split([*sizes, rest])
+    _, first, second, third, _ = torch.split(flat, [*sizes, rest])
     return Step(
         group=group,
         rows=first.view(-1, _ROW_WIDTH),

@@ -1,4 +1,4 @@
-"""Who is worked on next: requests wait, get a slot of the cache, feed their prompt in chunks, decode, and leave.
+"""Who is worked on next: requests wait, get a slot of the cache, feed their prompt, decode, and leave.
 
 Pure: orders and outcomes in, steps and answers out; no clock, no tensor arithmetic, no network.
 """

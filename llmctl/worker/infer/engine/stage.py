@@ -1,6 +1,6 @@
 """A stage of the model in torch's own operations: for fp32, for GPUs, and for hosts without a compiler.
 
-The rows of a step are tokens of many requests, each with its slot and position; matrices see them as one batch.
+The rows of a step are tokens of many requests, each with its slot and position; to a matrix they are a batch.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class TorchStage:
         if layer.qkv_bias is not None:
             fused = fused + layer.qkv_bias.to(fused.dtype)
         heads = fused.view(len(x), -1, own.config.head_dim)
-        q, k, v = heads.split((own.heads, own.kv_heads, own.kv_heads), dim=1)
+        q, k, v = torch.split(heads, (own.heads, own.kv_heads, own.kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = self._norm(q.float(), layer.q_norm).to(fused.dtype)
             k = self._norm(k.float(), layer.k_norm).to(fused.dtype)
