@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, PreflightError
 from llmctl.wire.infer import ReplicaSpec
 from llmctl.worker.hf.weights import Weights
 from llmctl.worker.infer.engine.links import Links
+from llmctl.worker.infer.engine.native import NativeStage, fits
 from llmctl.worker.infer.engine.pipeline import Rank
 from llmctl.worker.infer.engine.place import Place
 from llmctl.worker.infer.engine.sampler import Sampler
@@ -74,13 +75,26 @@ def build_rank(
     dtype = DTYPES[spec.dtype]
     mine = load_stage(weights, place, dtype, device)
     reduce = links.reduce if links is not None and place.tp > 1 else None
-    stage, kernels = _stage(spec, mine, reduce)
+    stage, kernels = _stage(spec, mine, reduce, device)
     config = weights.config
     sampler = Sampler(slots=spec.max_batch, vocab=config.vocab_size, dim=config.dim, device=device)
     rank = Rank(config=config, place=place, stage=stage, sampler=sampler, device=device, links=links)
     return Built(rank=rank, kernels=kernels)
 
 
-def _stage(spec: ReplicaSpec, mine: StageWeights, reduce: Reduce | None) -> tuple[Stage, str]:
+def _stage(
+    spec: ReplicaSpec, mine: StageWeights, reduce: Reduce | None, device: torch.device
+) -> tuple[Stage, str]:
+    """The native kernels where they can be had; `kernels: native` insists on them."""
+
     size = {"slots": spec.max_batch, "length": spec.max_length}
+    if spec.kernels != "torch":
+        reason = fits(mine, device)
+        try:
+            if reason is None:
+                return NativeStage(mine, max_rows=max_rows(spec), reduce=reduce, **size), "native"
+        except PreflightError as error:
+            reason = error.message
+        if spec.kernels == "native":
+            raise PreflightError(reason, hint="set kernels: torch", stage="kernels")
     return TorchStage(mine, reduce=reduce, **size), "torch"

@@ -166,7 +166,7 @@ class TorchStage:
         if layer.qkv_bias is not None:
             fused = fused + layer.qkv_bias.to(fused.dtype)
         heads = fused.view(len(x), -1, own.config.head_dim)
-        q, k, v = torch.split(heads, (own.heads, own.kv_heads, own.kv_heads), dim=1)
+        q, k, v = torch.split(heads, [own.heads, own.kv_heads, own.kv_heads], dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = self._norm(q.float(), layer.q_norm).to(fused.dtype)
             k = self._norm(k.float(), layer.k_norm).to(fused.dtype)
