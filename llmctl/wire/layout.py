@@ -19,7 +19,6 @@
     attempt-<n>/metrics.jsonl        metric lines (wire/metrics.py), written by rank 0
     attempt-<n>/consumed-<global>.jsonl  samples that a rank of the recipe trained on (wire/consumed.py)
     attempt-<n>/tensorboard/         event files of the built-in recipe
-    attempt-<n>/endpoint.json        Endpoint of `infer serve` on node 0, once it answers (wire/serving.py)
     attempt-<n>/exit.json            NodeExit: the node's verdict, written last
     checkpoints/                only where no shared store is configured
 """
@@ -132,10 +131,6 @@ class AttemptLayout:
     @property
     def exit(self) -> str:
         return posixpath.join(self.root, "exit.json")
-
-    @property
-    def endpoint(self) -> str:
-        return posixpath.join(self.root, "endpoint.json")
 
     @property
     def tensorboard(self) -> str:

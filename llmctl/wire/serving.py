@@ -60,7 +60,7 @@ class ServeSpec:
 
     Attributes:
         address: what it listens on; loopback unless it is exposed.
-        port: 0: any free one; endpoint.json in the attempt's directory says which.
+        port: 0: any free one; a metric line (`endpoint`) says which.
         needs_key: requests must carry the key that came as a secret (wire/environment.py).
         queue: requests that may wait for a replica; more are refused with 429.
     """
@@ -107,16 +107,6 @@ class InferSpec:
     def world(self) -> int:
         """Ranks of one replica."""
         return self.tp * self.pp
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """endpoint.json in the attempt's directory of node 0, written when the model answers."""
-
-    address: str
-    port: int
-    model: str
-    ready_at: float
 
 
 @dataclass(frozen=True)

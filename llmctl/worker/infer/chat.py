@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from llmctl.errors import ConfigError
@@ -20,9 +21,9 @@ class ChatTemplate:
     """The compiled template of a model."""
 
     def __init__(self, words: Vocabulary) -> None:
-        """Raises ConfigError for a template that can't be compiled."""
         self._special = words.special
-        self._template = _compile(words.chat_template) if words.chat_template else None
+        self._source = words.chat_template
+        self._template: Any = None
 
     def render(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
         """The prompt, up to where the assistant speaks.
@@ -32,14 +33,17 @@ class ChatTemplate:
             more: what a request gives the template beside them.
 
         Raises:
-            ConfigError: the model has no template, or it refuses these messages.
+            ConfigError: the model has no template, it can't be compiled, or it refuses these messages.
         """
-        if self._template is None:
+        if self._source is None:
             raise ConfigError(
                 "this model has no chat template", hint="use /v1/completions with a prompt", stage=STAGE
             )
+        if find_spec("jinja2") is None:
+            raise ConfigError("chat templates need jinja2", hint="pip install jinja2 there", stage=STAGE)
         from jinja2 import TemplateError
 
+        self._template = self._template or _compile(self._source)
         try:
             text: str = self._template.render(
                 **{**self._special, "messages": list(messages), "add_generation_prompt": True, **more}

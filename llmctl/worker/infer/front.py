@@ -26,7 +26,6 @@ from llmctl.worker.infer.modelfiles import read_model
 from llmctl.worker.infer.orders import Bye, Stopping, message, parse
 from llmctl.worker.infer.progress import Progress
 from llmctl.worker.infer.router import Router
-from llmctl.worker.infer.serve import run_serve
 from llmctl.worker.infer.supervisor import HostGone, Supervisor
 
 HOSTS_S = 120.0
@@ -162,7 +161,11 @@ class Front:
             await _cancel([duty, *lives])
 
     def _do_duty(self) -> Coroutine[Any, Any, int]:
-        return run_batch(self._duty) if self._infer.batch else run_serve(self._duty)
+        if self._infer.batch:
+            return run_batch(self._duty)
+        from llmctl.worker.infer.serve import run_serve  # needs aiohttp, which a batch does without
+
+        return run_serve(self._duty)
 
     def _lost(self, life: asyncio.Task[None], *, alone: bool) -> None:
         """A replica was given up. Raises where it was the last one, or what it says is a bug."""

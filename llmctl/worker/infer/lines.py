@@ -1,7 +1,7 @@
 """PURE: one line of a batch's input as a request, and what came of it as one line of its output.
 
-A line is a JSON object with `prompt` (or `text`), `messages` or `tokens`; `id` and sampling keys may be there,
-keys that nobody knows are passed over. What can't be a request becomes an error record in its place.
+A line is a JSON object with `prompt` (or `text`), `messages` or `tokens`; `id` and sampling keys may stand
+there, keys that nobody knows are passed over. What can't be a request becomes an error record in its place.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llmctl.controller.cli.infer import batch
+from llmctl.controller.cli.infer import batch, serve
 
 
 def register(app: typer.Typer) -> None:
@@ -14,4 +14,5 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     batch.register(group)
+    serve.register(group)
     app.add_typer(group)
