@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from llmctl.wire.recipe import RecipeSpec
+from llmctl.wire.serving import InferSpec
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class NodeSpec:
         checkpoint_uri: store for checkpoints; None: the run directory's `checkpoints/`.
         total_steps: for progress and ETA; None where only the script knows.
         recipe: settings of the built-in recipe; None for the user's own script.
+        infer: an inference run; then `recipe` is None.
         job: the job as written, for displays and `resume`; secrets are names in it, never values.
     """
 
@@ -94,6 +96,7 @@ class NodeSpec:
     grace_s: float = 20.0
     data_mix: tuple[DataSource, ...] = ()
     cache_bytes: Optional[int] = None
+    infer: Optional[InferSpec] = None
 
     @property
     def corpora(self) -> tuple[DataSource, ...]:

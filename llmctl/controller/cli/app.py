@@ -19,6 +19,7 @@ from llmctl.controller.cli import (
     data,
     demo,
     hosts,
+    infer,
     init,
     logs,
     plan,
@@ -77,7 +78,24 @@ def root(
     """
 
 
-VERBS = (init, demo, plan, train, status, logs, wait, attach, stop, pull, hosts, data, store, ckpt, configcmd)
+VERBS = (
+    init,
+    demo,
+    plan,
+    train,
+    infer,
+    status,
+    logs,
+    wait,
+    attach,
+    stop,
+    pull,
+    hosts,
+    data,
+    store,
+    ckpt,
+    configcmd,
+)
 
 for verb in VERBS:
     verb.register(app)

@@ -30,10 +30,15 @@ def follow_to_end(
     located: Located,
     display: Display,
     request: FollowRequest,
+    *,
+    one_fate: bool = True,
 ) -> RunView:
     """Show the run until all its nodes have ended; the final view, written to the ledger too.
 
     KeyboardInterrupt passes through: to the run it means nothing.
+
+    Args:
+        one_fate: a node that failed means that the others are stopped. An inference run does without it.
     """
 
     def stop_peers(reason: str) -> None:
@@ -42,7 +47,7 @@ def follow_to_end(
 
     follower = Follower(connections, located.hosts, session.archive, located.run_id, request)
     with display, follower:
-        watch(follower, display, stop_peers)
+        watch(follower, display, stop_peers if one_fate else None)
     view = run_view(connections, located.hosts, session.archive, located.run_id)
     session.remember(view, located.hosts)
     return view

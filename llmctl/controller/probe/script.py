@@ -133,7 +133,8 @@ found = addresses()
 src = source(target) if target else None
 print(json.dumps({"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
   "torch": torch, "cuda": cuda, "free_port": free_port(), "addresses": found,
-  "modules": [m for m in ("fsspec", "numpy", "tokenizers", "tensorboard", "safetensors") if u.find_spec(m)],
+  "modules": [m for m in ("fsspec", "numpy", "tokenizers", "tensorboard", "safetensors", "aiohttp",
+                          "jinja2") if u.find_spec(m)],
   "source": src, "hostname": socket.gethostname(), "packages": packages(),
   "venv": bool(u.find_spec("venv") and u.find_spec("ensurepip"))}))
 """
