@@ -14,8 +14,11 @@ from collections.abc import Mapping
 
 from llmctl.node import atomic, cgroup, kernel, launch, procs, rankfiles, rundir, tail, tree, verdict
 from llmctl.node.group import Group, Swept, remember_cgroup, sweep
+from llmctl.node.hang import GRACE_S, Watchdog
 from llmctl.node.journal import Journal
+from llmctl.node.fence import Fence
 from llmctl.node.lease import LeaseKeeper
+from llmctl.wire import progress
 from llmctl.wire.codec import dumps
 from llmctl.wire.records import EventKind, NodeExit, RankExit
 from llmctl.wire.specs import NodeSpec
@@ -51,6 +54,7 @@ class Agent:
         self._attempt = self._run.attempt(spec.attempt)
         self._me = procs.ref_of(os.getpid())
         self._lease = LeaseKeeper(self._run, attempt=spec.attempt, every_s=spec.lease_s)
+        self._fence = Fence(self._run, spec)
         self._launchers: set[int] = set()
         self._statuses: dict[int, int] = {}
         self._starts: dict[int, rankfiles.RankStart] = {}
@@ -77,6 +81,7 @@ class Agent:
         """Take the lease and tell `start`."""
         try:
             self._journal = Journal(self._run, self._spec.attempt)
+            self._hang = Watchdog(self._spec, self._attempt, self._journal)
             self._lease.take()
         except OSError as error:
             said: dict[str, object] = {"error": f"cannot write the lease: {error.strerror}"}
@@ -97,6 +102,7 @@ class Agent:
         self._lease.renew()
         self._journal.flush()
         self._look_for_stop(signalled=asked)
+        self._look_at_fence()
 
     def _reap(self) -> None:
         while (child := procs.reap_one()) is not None:
@@ -112,6 +118,13 @@ class Agent:
             grace_s=request.grace_s if request else self._spec.grace_s,
         )
         self._journal.add(EventKind.STOP_REQUESTED, detail=self._stopped.reason)
+
+    def _look_at_fence(self) -> None:
+        """Nobody may be told any more that this attempt is over, so it ends before another one begins."""
+        if self._stopped or not self._stoppable or not self._fence.lapsed():
+            return
+        self._stopped = verdict.Stopped(at=time.time(), reason=self._fence.reason, grace_s=0.0, fenced=True)
+        self._journal.add(EventKind.FENCED, detail=self._fence.reason)
 
     def _note_ranks(self) -> None:
         launch_spec = self._spec.launch
@@ -230,8 +243,9 @@ class Agent:
 
     def _watch(self) -> None:
         """Until the launcher has ended, or must be ended by `_end`."""
-        while (running := self._running_launchers()) and not self._stopped and not self._failed():
+        while (running := self._running_launchers()) and not self._stopped and not self._over():
             self.tick(_STARTING_POLL_S if len(self._starts) < self._spec.launch.nproc else _POLL_S)
+            self._hang.look(self._starts)
         self._stoppable = bool(running)
         if not running:
             return
@@ -248,11 +262,13 @@ class Agent:
     def _running_launchers(self) -> set[int]:
         return {pid for pid in self._launchers if pid not in self._statuses}
 
-    def _failed(self) -> bool:
-        """One of several shims of ours ended badly: the others would wait for it for ever."""
-        return any(self._statuses.get(pid, 0) != 0 for pid in self._launchers)
+    def _over(self) -> bool:
+        """The ranks hang, or one of several shims of ours ended badly: the others would wait for ever."""
+        return bool(self._hang.reason) or any(self._statuses.get(pid, 0) != 0 for pid in self._launchers)
 
     def _grace(self) -> float:
+        if self._hang.reason and not self._stopped:
+            return min(GRACE_S, self._spec.grace_s)
         return self._stopped.grace_s if self._stopped else self._spec.grace_s
 
     def _patience(self) -> float:
@@ -280,6 +296,8 @@ class Agent:
             left=swept.left,
             stopped=self._stopped,
             trouble=trouble,
+            hung=self._hang.reason,
+            final=self._spec.watch.policy == progress.STOP,
         )
         self._conclude(verdict.of_node(seen, time.time()))
 

@@ -142,6 +142,16 @@ def _send_by_pid(ref: ProcRef, number: int) -> bool:
     return True
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for that signal; one without it would be ended by most."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            masks = [line.split()[1] for line in file if line.startswith("SigCgt:")]
+        return bool(int(masks[0], 16) >> (number - 1) & 1)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def boot_id() -> str:
     """Changes with every boot of the host, so that a lease from before a reboot names nobody."""
     try:

@@ -10,6 +10,7 @@ from llmctl.worker.badloss import BadLoss
 from llmctl.worker.checkpoint.state import random_tensors, training_tensors
 from llmctl.worker.metrics import peak_memory
 from llmctl.worker.optim import lr_at
+from llmctl.worker.pace import Pace
 from llmctl.worker.step import StepNumbers
 from llmctl.worker.stop import EXIT_CODE
 from llmctl.worker.trainer import Pending, Training
@@ -32,6 +33,7 @@ class Loop:
         self._stopping = False
         self._saved_step = training.done
         self._clock = time.monotonic()
+        self._pace = Pace.of_rank(training.session.rank)
 
     def run(self) -> int:
         """Train. Returns the exit code: 0, or 143 where SIGTERM ended it before the last step.
@@ -55,7 +57,8 @@ class Loop:
             self._end_early()
         else:
             self._save(self._done, last=True)
-            self._t.saver.finish()
+            with self._pace.saving():
+                self._t.saver.finish()
         if self._t.consumption is not None:
             self._t.consumption.close()
         return EXIT_CODE if self._stopping and self._done < steps else 0
@@ -107,6 +110,8 @@ class Loop:
             data_wait=min(1.0, pending.wait_s / took),
             memory_bytes=peak_memory(self._t.session.device),
         )
+        own_s = numbers.own_s + pending.wait_s
+        self._pace.step(step, recipe.steps, took_s=took, own_s=own_s, data_s=pending.wait_s)
         is_edge = step == recipe.steps or step == self._t.done + 1
         self._t.metrics.step(line, log=is_edge or step % recipe.log_every == 0)
 
@@ -119,7 +124,8 @@ class Loop:
             self._t.consumption.commit()
         session = self._t.session
         tensors = training_tensors(self._t.model, self._t.optimizer)
-        self._t.saver.save(step, tensors, random_tensors(session.rank, session.device), last=last)
+        with self._pace.saving():
+            self._t.saver.save(step, tensors, random_tensors(session.rank, session.device), last=last)
         self._saved_step = step
         self._clock = time.monotonic()
 
