@@ -53,10 +53,12 @@ class WatchSpec:
     Attributes:
         hang_s: seconds without progress that are a hang; None: derived from the measured steps; 0: none is.
         policy: `restart`: the attempt ends and may be followed by another; `stop`: the run ends for good.
+        straggler: a host whose own work takes this many times the other hosts' median is named in status.
     """
 
     hang_s: Optional[float] = None
     policy: str = RESTART
+    straggler: float = 1.3
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ STYLE = {
     "starting": "cyan",
     "running": "green",
     "lost-contact": "yellow",
+    "restarting": "yellow",
     "succeeded": "green",
     "failed": "red",
     "cancelled": "magenta",
@@ -31,6 +32,9 @@ def detail(view: RunView) -> RenderableType:
     parts: list[RenderableType] = [Text.assemble(*_headline(view)), _nodes_table(view)]
     if view.checkpoint_problem:
         parts.append(Text(plain(view.checkpoint_problem), style="yellow"))
+    told = [*view.stragglers, *([view.hang] if view.hang and not view.failures else [])]
+    if told:
+        parts.append(Text("\n".join(plain(line) for line in told), style="yellow"))
     if view.failures:
         parts.append(Text("\n".join(failure_lines(view))))
     return Group(*parts)
@@ -69,7 +73,7 @@ def failure_lines(view: RunView) -> list[str]:
     """The first failure, what followed, the failing rank's last words, where to read on."""
     first, *then = view.failures
     lines = [f"first failure   {_failure(first)}  {_clock(first)}"]
-    if then:
+    if then and not view.hang:
         followed = " · ".join(f"{_failure(f)} +{f.at - first.at:.1f} s" for f in then)
         lines.append(f"then            {followed}")
     words = [words for line in first.log if (words := plain(line)).strip()][-LAST_WORDS:]
@@ -81,7 +85,8 @@ def failure_lines(view: RunView) -> list[str]:
 
 def _failure(failure: Failure) -> str:
     if failure.rank is None:
-        return f"{failure.host}: {failure.reason}"
+        hung = failure.reason.startswith("hang:")  # it names the host that holds the others up
+        return failure.reason if hung else f"{failure.host}: {failure.reason}"
     how = failure.rank.signal or f"exit {failure.rank.code}"
     return f"rank {failure.rank.rank} ({failure.host})  {how}"
 
