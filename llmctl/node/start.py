@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 
-from llmctl.errors import DeadlineError, ProvisionError
+from llmctl.errors import CancelledRunError, DeadlineError, ProvisionError
 from llmctl.node import atomic, daemon, launch, rundir, tree
 from llmctl.node.group import sweep
 from llmctl.wire.codec import dumps
@@ -21,6 +21,7 @@ def start(request: StartRequest) -> StartReply:
     """Start one attempt; asked again for the same one, answer as before.
 
     Raises:
+        CancelledRunError: a supervisor's start of what a person has stopped.
         ProvisionError: the spec can't be launched, contradicts what runs here, or the host has no room.
         IntegrityError: the agent archive or an earlier node.json is damaged.
     """
@@ -47,6 +48,7 @@ def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
     view = rundir.look(run)
     if view is None:
         return None
+    _refuse_unwanted(run, spec)
     if view.spec == spec and view.lease and (view.agent_alive or view.recorded):
         return view.lease.agent_pid
     if view.agent_alive and not view.recorded:
@@ -62,6 +64,18 @@ def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
     _clear_the_way(view)
     _set_other_code_aside(run, view.spec, spec)
     return None
+
+
+def _refuse_unwanted(run: RunLayout, spec: NodeSpec) -> None:
+    """A supervisor that was replaced starts nothing, and none starts what a person has stopped."""
+    if spec.epoch == 0:
+        return
+    rundir.refuse_replaced(run, spec.epoch)
+    asked = rundir.read_stop(run)
+    if asked is not None and asked.epoch == 0:
+        raise CancelledRunError(
+            f"{spec.run_id} was stopped: {asked.reason}", hint=f"llmctl resume {spec.run_id}"
+        )
 
 
 def _clear_the_way(view: rundir.View) -> None:

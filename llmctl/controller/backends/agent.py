@@ -18,6 +18,7 @@ from llmctl.controller.transport.base import Completed, Stream, Transport
 from llmctl.controller.transport.files import push_file
 from llmctl.errors import HostErrors, LlmctlError, NotFoundError, PreflightError, RemoteCommandError
 from llmctl.wire import codec
+from llmctl.wire.contact import ContactReply, ContactRequest
 from llmctl.wire.records import (
     CleanReport,
     CleanRequest,
@@ -73,6 +74,10 @@ class AgentClient:
         """End the node and prove that nothing of it is left; waits for the grace time."""
         deadline_s = request.grace_s + 30.0
         return self._call(StopReport, ["stop", run_id], codec.dumps(request), deadline_s, "stop")
+
+    def contact(self, run_id: str, request: ContactRequest, *, deadline_s: float = 8.0) -> ContactReply:
+        """One beat of a supervisor. Raises ProvisionError too: another supervisor acts for the run."""
+        return self._call(ContactReply, ["contact", run_id], codec.dumps(request), deadline_s, "contact")
 
     def files(self, run_id: str, *, deadline_s: float = 60.0) -> FilesReply:
         """What of a run can be pulled from this host."""

@@ -23,9 +23,11 @@ from llmctl.controller.cli import (
     logs,
     plan,
     pull,
+    resume,
     status,
     stop,
     store,
+    supervise,
     train,
     wait,
 )
@@ -77,7 +79,10 @@ def root(
     """
 
 
-VERBS = (init, demo, plan, train, status, logs, wait, attach, stop, pull, hosts, data, store, ckpt, configcmd)
+VERBS = (
+    *(init, demo, plan, train, status, logs, wait, attach, stop, resume, pull),
+    *(hosts, data, store, ckpt, configcmd, supervise),
+)
 
 for verb in VERBS:
     verb.register(app)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llmctl.controller.config.types import RunConfig
     from llmctl.controller.execute.data import Seen
     from llmctl.controller.execute.prepare import Prepared
+    from llmctl.controller.plan.attempts import Policy
     from llmctl.controller.plan.plan import Plan
     from llmctl.controller.transport.pool import Connections
     from llmctl.controller.ui.stages import Stages
@@ -149,7 +150,9 @@ def run(
         pull: folder below which the run is pulled at its end; None: it is not.
         allowed: what may differ between hosts (`plan.parity.FIELDS`).
     """
+    from llmctl.controller.cli.supervising import supervise_plan
     from llmctl.controller.execute.data import look_beside
+    from llmctl.controller.plan.attempts import policy_of
     from llmctl.controller.ui.stages import Stages
 
     session.screen.hide(config.secrets.to_hide())
@@ -165,13 +168,16 @@ def run(
     except KeyboardInterrupt:
         session.screen.warn("interrupted; nothing was started")
         return Outcome(code=int(ExitCode.CANCELLED))
-    plan = _plan(session, config, prepared, run_id)
+    policy = policy_of(config.job, [host.name for host in config.hosts])
+    plan = _plan(session, config, prepared, run_id, policy)
     if dry_run:
         _show_plan(session, plan)
         return Outcome(code=0)
     session.screen.headline(plan.run_id, plan.summary)
     try:
         _start(session, config, plan, connections, stages)
+        if policy.supervised:
+            supervise_plan(session, config, plan, allowed)
     except KeyboardInterrupt:
         return Outcome(code=_interrupted(session, plan))
     if detach:
@@ -256,7 +262,7 @@ def _show_data(session: Session, seen: Seen, stages: Stages) -> None:
         session.screen.warn(note)
 
 
-def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) -> Plan:
+def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str, policy: Policy) -> Plan:
     from llmctl.controller.config.corpus import corpus_vocabulary
     from llmctl.controller.plan.plan import Identity, plan_run
 
@@ -266,6 +272,8 @@ def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) 
         created_at=time.time(),
         agent=session.archive.hash,
         tree=prepared.tree.hash if prepared.tree else None,
+        epoch=1 if policy.supervised else 0,
+        contact_s=policy.lease_s if policy.elastic else None,
     )
     plan = plan_run(config, prepared.facts, identity, corpus_vocabulary(config.job, Path(config.base)))
     plan = replace(plan, warnings=(*prepared.notes, *plan.warnings))

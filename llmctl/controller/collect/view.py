@@ -121,6 +121,7 @@ class RunView:
             RunState.SUCCEEDED: ExitCode.OK,
             RunState.FAILED: ExitCode.JOB_FAILED,
             RunState.CANCELLED: ExitCode.CANCELLED,
+            RunState.PREEMPTED: ExitCode.CANCELLED,
         }.get(self.state, ExitCode.NOT_FINISHED)
 
 
@@ -142,6 +143,9 @@ def merge(run_id: str, answers: Mapping[str, Answer], now: float) -> RunView:
     hang, slow = hang_verdict(statuses), stragglers(statuses)
     failures = tuple(sorted(_failures(current, hang), key=lambda failure: failure.at))
     told, silent_s = _supervision(answers)
+    if told is None and spec.epoch:  # it has not spoken yet
+        told = Supervision(epoch=spec.epoch, holder="", attempt=spec.attempt)
+        silent_s = max(0.0, now - spec.created_at)
     state = _supervised(_state(nodes, failures, _stopped_at(current)), nodes, told, silent_s)
     return RunView(
         run_id=run_id,
@@ -192,7 +196,7 @@ def _supervised(
         return state
     exits = [node.exit for node in nodes if node.exit is not None and node.state is NodeState.CANCELLED]
     by_person = any(not ended.reason.startswith(supervision.REASON) for ended in exits)
-    if state is RunState.FAILED or (state is RunState.CANCELLED and not by_person):
+    if state in (RunState.FAILED, RunState.PREEMPTED) or (state is RunState.CANCELLED and not by_person):
         return RunState.RESTARTING
     if told.phase == supervision.WAITING and state is RunState.LOST_CONTACT:
         return RunState.RESTARTING
@@ -263,7 +267,8 @@ def _state(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...], stopped_a
     """What came first decides: a stop makes peers fail, and a failure makes us stop the peers."""
     states = [node.state for node in nodes]
     if stopped_at is not None and not (failures and failures[0].at < stopped_at):
-        return RunState.CANCELLED
+        preempted = any(state is NodeState.PREEMPTED for state in states)
+        return RunState.PREEMPTED if preempted else RunState.CANCELLED
     if failures:
         return RunState.FAILED
     if None in states:
@@ -285,7 +290,7 @@ def _stopped_at(answers: Mapping[str, Answer]) -> float | None:
     found = []
     for answer in answers.values():
         ended = answer.status.exit if answer.status else None
-        if ended and ended.state is NodeState.CANCELLED:
+        if ended and ended.state in (NodeState.CANCELLED, NodeState.PREEMPTED):
             at = ended.ended_at if ended.stop_requested_at is None else ended.stop_requested_at
             found.append(at - answer.clock_offset)
     return min(found, default=None)
