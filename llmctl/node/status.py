@@ -87,7 +87,7 @@ def _ranks(view: rundir.View) -> range:
 
 def _failure(view: rundir.View) -> RankExit | None:
     """The cause of a failure, also while the launcher is still ending the others."""
-    if view.state in (NodeState.SUCCEEDED, NodeState.CANCELLED):
+    if view.state in (NodeState.SUCCEEDED, NodeState.CANCELLED, NodeState.PREEMPTED):
         return None
     return first_failure(view.exit.ranks if view.recorded and view.exit else exits(view.attempt))
 

@@ -13,12 +13,15 @@ from llmctl.wire.states import NodeState
 
 @dataclass(frozen=True)
 class Stopped:
-    """A stop that was asked for before the launcher had ended; `fenced`: by nobody's being heard."""
+    """A stop that was asked for before the launcher had ended; `fenced`: by nobody's being heard;
+    `preempted`: by a host that is going down; `checkpoint`: after a last one."""
 
     at: float
     reason: str
     grace_s: float
     fenced: bool = False
+    preempted: bool = False
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,11 @@ def of_node(seen: Seen, now: float) -> NodeExit:
             ranks=seen.ranks,
             left=seen.left,
         )
-    code = seen.code if seen.code is not None else (0 if state is NodeState.CANCELLED else 1)
+    code = (
+        seen.code
+        if seen.code is not None
+        else (0 if state in (NodeState.CANCELLED, NodeState.PREEMPTED) else 1)
+    )
     return NodeExit(
         state=state,
         code=code,
@@ -70,12 +77,18 @@ def of_node(seen: Seen, now: float) -> NodeExit:
 def _state(seen: Seen) -> tuple[NodeState, str]:
     failed = None if seen.hung else first_failure(seen.ranks)
     if seen.stopped and not (failed and failed.ended_at < seen.stopped.at):
-        return NodeState.FAILED if seen.stopped.fenced else NodeState.CANCELLED, seen.stopped.reason
+        return _state_of_stop(seen.stopped), seen.stopped.reason
     if seen.hung:
         return NodeState.FAILED, seen.hung
     if seen.code == 0:
         return NodeState.SUCCEEDED, f"{len(seen.ranks)} ranks ended with exit 0"
     return NodeState.FAILED, _reason(seen, failed)
+
+
+def _state_of_stop(stopped: Stopped) -> NodeState:
+    if stopped.fenced:
+        return NodeState.FAILED
+    return NodeState.PREEMPTED if stopped.preempted else NodeState.CANCELLED
 
 
 def _reason(seen: Seen, failed: RankExit | None) -> str:

@@ -197,11 +197,14 @@ class StopRequest:
     """stdin of `stop`, and stop.json: end the run with SIGTERM, then SIGKILL after `grace_s` seconds.
 
     `epoch`: of the supervisor that ends an attempt by it; 0: a person ends the run.
+    `checkpoint`: SIGTERM goes to the ranks alone, which save a last checkpoint however long it takes, up to
+    `grace_s`; the launcher is asked after them.
     """
 
     grace_s: float
     reason: str = "stop requested"
     epoch: int = 0
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 
+from llmctl.wire import environment
 from llmctl.wire.metrics import StepLine
 from llmctl.worker.badloss import BadLoss
 from llmctl.worker.checkpoint.state import random_tensors, training_tensors
@@ -12,7 +14,7 @@ from llmctl.worker.metrics import peak_memory
 from llmctl.worker.optim import lr_at
 from llmctl.worker.pace import Pace
 from llmctl.worker.step import StepNumbers
-from llmctl.worker.stop import EXIT_CODE
+from llmctl.worker.stop import EXIT_CODE, stop_order
 from llmctl.worker.trainer import Pending, Training
 
 MARGIN_S = 1.0
@@ -136,13 +138,18 @@ class Loop:
             LlmctlError: a checkpoint could not be saved, and the job wants to end then.
         """
         saver, stop = self._t.saver, self._t.stop
-        told = self._t.session.gather((stop.seconds_since(), *saver.expected_s(), saver.must_stop))
-        since, pending_s, save_s, must_stop = (max(values) for values in zip(*told, strict=True))
-        left = self._t.grace_s - since
+        order = stop_order(os.environ.get(environment.RUN_DIR, ""))
+        grace_s = order.grace_s if order else self._t.grace_s
+        wanted = order is not None and order.checkpoint
+        mine = (stop.seconds_since() - grace_s, *saver.expected_s(), saver.must_stop, wanted)
+        told = self._t.session.gather(mine)
+        late, pending_s, save_s, must_stop, wanted = (max(values) for values in zip(*told, strict=True))
+        left = -late
         if must_stop:
             saver.finish()
-        if pending_s + 1.5 * save_s < left:
+        if wanted or pending_s + 1.5 * save_s < left:
             self._save(self._done, last=True)
-            saver.finish()
+            with self._pace.saving():
+                saver.finish()
         elif not saver.settle(max(0.0, left - MARGIN_S)):
             self._t.metrics.note("time is up: the checkpoint that was under way is not committed")
