@@ -103,6 +103,12 @@ def with_environment(wanted: Iterable[bytes], pids: Iterable[int]) -> set[int]:
     return found
 
 
+def environment_entry(pid: int, prefix: bytes) -> str | None:
+    """What follows `prefix` (`NAME=...`) in the environment that our own process `pid` was started with."""
+    found = next((entry for entry in _environ(pid) if entry.startswith(prefix)), None)
+    return None if found is None else found[len(prefix) :].decode(errors="replace")
+
+
 def _environ(pid: int) -> frozenset[bytes]:
     try:
         if os.stat(f"/proc/{pid}").st_uid != os.geteuid():

@@ -92,10 +92,14 @@ class NodeExit:
 
 @dataclass(frozen=True)
 class StartRequest:
-    """stdin of the agent's `start`: the only place where secret values travel."""
+    """stdin of the agent's `start`: the only place where secret values travel.
+
+    `share`: start beside other runs; else the host is refused to a run that comes second.
+    """
 
     spec: NodeSpec
     secrets: dict[str, str] = field(default_factory=dict)
+    share: bool = True
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from llmctl.controller.transport.base import Completed, Stream, Transport
 from llmctl.controller.transport.files import push_file
 from llmctl.errors import HostErrors, LlmctlError, NotFoundError, PreflightError, RemoteCommandError
 from llmctl.wire import codec
+from llmctl.wire.agents import PsReply, PsRequest
 from llmctl.wire.contact import ContactReply, ContactRequest
 from llmctl.wire.records import (
     CleanReport,
@@ -86,6 +87,10 @@ class AgentClient:
     def clean(self, request: CleanRequest, *, deadline_s: float = 600.0) -> CleanReport:
         """Remove what no run on this host needs any more."""
         return self._call(CleanReport, ["clean"], codec.dumps(request), deadline_s, "clean")
+
+    def ps(self, request: PsRequest, *, deadline_s: float = 60.0) -> PsReply:
+        """The runs that hold this host, and orphans."""
+        return self._call(PsReply, ["ps"], codec.dumps(request), deadline_s, "ps")
 
     @contextmanager
     def follow(self, run_id: str, request: FollowRequest) -> Iterator[Iterator[Frame]]:

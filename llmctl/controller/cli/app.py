@@ -22,6 +22,7 @@ from llmctl.controller.cli import (
     init,
     logs,
     plan,
+    ps,
     pull,
     resume,
     status,
@@ -80,7 +81,7 @@ def root(
 
 
 VERBS = (
-    *(init, demo, plan, train, status, logs, wait, attach, stop, resume, pull),
+    *(init, demo, plan, train, status, ps, logs, wait, attach, stop, resume, pull),
     *(hosts, data, store, ckpt, configcmd, supervise),
 )
 

@@ -342,8 +342,8 @@ class WatchSection(Strict):
 
     hang: Annotated[str, StringConstraints(pattern=HANG)] = Field(
         "auto",
-        description="time without a step that is a hang: `90s`, `5m`, `1h`; auto: from the measured steps, at "
-        "least 2 minutes; off",
+        description="time without a step that is a hang: `90s`, `5m`, `1h`; off; auto: from the steps "
+        "measured, at least 2 minutes",
     )
     policy: Literal["restart", "stop"] = Field(
         "restart", description="of a hang: the attempt ends and may be followed by another, or the run ends"
