@@ -65,6 +65,16 @@ def _dispatch(argv: list[str]) -> None:
         from llmctl.wire.records import StopRequest
 
         _reply(stop(workdir, _needed(run_id), _request(StopRequest)))
+    elif verb == "contact":
+        from llmctl.node.contact import contact
+        from llmctl.wire.contact import ContactRequest
+
+        _reply(contact(workdir, _needed(run_id), _request(ContactRequest)))
+    elif verb == "ps":
+        from llmctl.node.agents import ps
+        from llmctl.wire.agents import PsRequest
+
+        _reply(ps(workdir, _request(PsRequest)))
     elif verb == "clean":
         from llmctl.node.clean import clean
         from llmctl.wire.records import CleanRequest

@@ -12,6 +12,7 @@
     lease.json                  Lease, rewritten every lease interval while the agent lives
     events.jsonl                Event lines with a sequence number and the host's clock
     stop.json                   StopRequest: its presence asks the agent to end the run
+    supervisor.json             Supervision: what the run's supervisor last said (wire/supervision.py)
     attempt-<n>/rank-<global>.log    stdout and stderr of one rank
     attempt-<n>/rank-<global>.json   RankExit, written when the rank has ended
     attempt-<n>/launcher.log         what torchrun itself said
@@ -19,6 +20,9 @@
     attempt-<n>/metrics.jsonl        metric lines (wire/metrics.py), written by rank 0
     attempt-<n>/consumed-<global>.jsonl  samples that a rank of the recipe trained on (wire/consumed.py)
     attempt-<n>/tensorboard/         event files of the built-in recipe
+    attempt-<n>/progress-<global>.json   Progress: a rank's last finished step (wire/progress.py)
+    attempt-<n>/stack-<global>.txt   Python stacks of a rank that was found hanging; else empty
+    attempt-<n>/hang.json            Hang: what was seen of ranks that made no progress any more
     attempt-<n>/exit.json            NodeExit: the node's verdict, written last
     checkpoints/                only where no shared store is configured
 """
@@ -103,6 +107,10 @@ class RunLayout:
         return posixpath.join(self.root, "stop.json")
 
     @property
+    def supervisor(self) -> str:
+        return posixpath.join(self.root, "supervisor.json")
+
+    @property
     def checkpoints(self) -> str:
         return posixpath.join(self.root, "checkpoints")
 
@@ -144,3 +152,13 @@ class AttemptLayout:
 
     def rank_exit(self, rank: int) -> str:
         return posixpath.join(self.root, f"rank-{rank}.json")
+
+    def progress(self, rank: int) -> str:
+        return posixpath.join(self.root, f"progress-{rank}.json")
+
+    def stack(self, rank: int) -> str:
+        return posixpath.join(self.root, f"stack-{rank}.txt")
+
+    @property
+    def hang(self) -> str:
+        return posixpath.join(self.root, "hang.json")

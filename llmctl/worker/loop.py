@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 
+from llmctl.wire import environment
 from llmctl.wire.metrics import StepLine
 from llmctl.worker.badloss import BadLoss
 from llmctl.worker.checkpoint.state import random_tensors, training_tensors
 from llmctl.worker.metrics import peak_memory
 from llmctl.worker.optim import lr_at
+from llmctl.worker.pace import Pace
 from llmctl.worker.step import StepNumbers
-from llmctl.worker.stop import EXIT_CODE
+from llmctl.worker.stop import EXIT_CODE, stop_order
 from llmctl.worker.trainer import Pending, Training
 
 MARGIN_S = 1.0
@@ -32,6 +35,7 @@ class Loop:
         self._stopping = False
         self._saved_step = training.done
         self._clock = time.monotonic()
+        self._pace = Pace.of_rank(training.session.rank)
 
     def run(self) -> int:
         """Train. Returns the exit code: 0, or 143 where SIGTERM ended it before the last step.
@@ -55,7 +59,8 @@ class Loop:
             self._end_early()
         else:
             self._save(self._done, last=True)
-            self._t.saver.finish()
+            with self._pace.saving():
+                self._t.saver.finish()
         if self._t.consumption is not None:
             self._t.consumption.close()
         return EXIT_CODE if self._stopping and self._done < steps else 0
@@ -107,6 +112,8 @@ class Loop:
             data_wait=min(1.0, pending.wait_s / took),
             memory_bytes=peak_memory(self._t.session.device),
         )
+        own_s = numbers.own_s + pending.wait_s
+        self._pace.step(step, recipe.steps, took_s=took, own_s=own_s, data_s=pending.wait_s)
         is_edge = step == recipe.steps or step == self._t.done + 1
         self._t.metrics.step(line, log=is_edge or step % recipe.log_every == 0)
 
@@ -119,7 +126,8 @@ class Loop:
             self._t.consumption.commit()
         session = self._t.session
         tensors = training_tensors(self._t.model, self._t.optimizer)
-        self._t.saver.save(step, tensors, random_tensors(session.rank, session.device), last=last)
+        with self._pace.saving():
+            self._t.saver.save(step, tensors, random_tensors(session.rank, session.device), last=last)
         self._saved_step = step
         self._clock = time.monotonic()
 
@@ -130,13 +138,18 @@ class Loop:
             LlmctlError: a checkpoint could not be saved, and the job wants to end then.
         """
         saver, stop = self._t.saver, self._t.stop
-        told = self._t.session.gather((stop.seconds_since(), *saver.expected_s(), saver.must_stop))
-        since, pending_s, save_s, must_stop = (max(values) for values in zip(*told, strict=True))
-        left = self._t.grace_s - since
+        order = stop_order(os.environ.get(environment.RUN_DIR, ""))
+        grace_s = order.grace_s if order else self._t.grace_s
+        wanted = order is not None and order.checkpoint
+        mine = (stop.seconds_since() - grace_s, *saver.expected_s(), saver.must_stop, wanted)
+        told = self._t.session.gather(mine)
+        late, pending_s, save_s, must_stop, wanted = (max(values) for values in zip(*told, strict=True))
+        left = -late
         if must_stop:
             saver.finish()
-        if pending_s + 1.5 * save_s < left:
+        if wanted or pending_s + 1.5 * save_s < left:
             self._save(self._done, last=True)
-            saver.finish()
+            with self._pace.saving():
+                saver.finish()
         elif not saver.settle(max(0.0, left - MARGIN_S)):
             self._t.metrics.note("time is up: the checkpoint that was under way is not committed")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llmctl.worker.objective import IGNORE, Objective
 from llmctl.worker.optim import AdamW, clip_factor
 from llmctl.worker.parallel.replicas import sum_async
+from llmctl.worker.stopwatch import Stopwatch
 
 
 class Gradients(Protocol):
@@ -63,7 +64,8 @@ class StepResult:
     It travels to the host beside the work that follows, so that reading it a step later waits for nothing.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, own_work: Stopwatch | None = None) -> None:
+        self._own_work = own_work
         self._ready: torch.cuda.Event | None = None
         self._host = values
         if values.is_cuda:
@@ -83,19 +85,21 @@ class StepResult:
             grad_norm=norm,
             stop_asked=stop_votes > 0,
             skipped=skipped > 0,
+            own_s=self._own_work.seconds() if self._own_work else 0.0,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepNumbers:
     """`loss` is the mean over the global batch, in nats; `grad_norm` is before clipping; `skipped`: the
-    update was left out."""
+    update was left out; `own_s`: seconds of this rank's own work before it waited for the others' sums."""
 
     loss: float
     tokens: int
     grad_norm: float
     stop_asked: bool
     skipped: bool = False
+    own_s: float = 0.0
 
 
 class PlainRunner:
@@ -174,7 +178,8 @@ class Stepper:
         The update is left out, on all ranks alike, where the gradient is not finite or the loss is above
         `loss_limit`: the weights stay good.
         """
-        totals, norm = self.accumulate(batch, stop_asked=stop_asked)
+        own_work = Stopwatch(batch.inputs.device)
+        totals, norm = self.accumulate(batch, stop_asked=stop_asked, own_work=own_work)
         weight = totals[1].float()
         norm = norm / weight
         skip = ~torch.isfinite(norm)
@@ -183,11 +188,15 @@ class Stepper:
         self._optimizer.step(
             lr, divisor=weight / clip_factor(norm, self._optimizer.spec.clip_norm), skip=skip.float()
         )
-        return StepResult(torch.cat((totals, norm.double().view(1), skip.double().view(1))))
+        return StepResult(torch.cat((totals, norm.double().view(1), skip.double().view(1))), own_work)
 
-    def accumulate(self, batch: Batch, *, stop_asked: bool = False) -> tuple[Tensor, Tensor]:
+    def accumulate(
+        self, batch: Batch, *, stop_asked: bool = False, own_work: Stopwatch | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Gradient sums over the global batch, in `.grad`: ([loss sum, weight, stop votes, tokens], the norm
         of the sums), all fp64 or fp32 on the device and the same on all ranks."""
+        if own_work is not None:
+            own_work.start()
         totals = torch.zeros(4, dtype=torch.float64, device=batch.inputs.device)
         self._gradients.clear()
         weight, tokens = self._objective.begin(batch.targets)
@@ -200,6 +209,8 @@ class Stepper:
         self._gradients.send_rest()
         # Only now: ranks that differ in samples must still start their collectives in one order.
         work = sum_async(totals) if self._world > 1 else None
+        if own_work is not None:
+            own_work.stop()
         norm = self._gradients.wait()
         if work is not None:
             work.wait()

@@ -159,6 +159,7 @@ def _build(
             session,
             place,
             metrics,
+            run_dir=run_dir,
             tensors=training_tensors(model, optimizer),
             whole_copies=layout.spec.is_replicas,
             start=done,

@@ -18,6 +18,8 @@ from llmctl.controller.transport.base import Completed, Stream, Transport
 from llmctl.controller.transport.files import push_file
 from llmctl.errors import HostErrors, LlmctlError, NotFoundError, PreflightError, RemoteCommandError
 from llmctl.wire import codec
+from llmctl.wire.agents import PsReply, PsRequest
+from llmctl.wire.contact import ContactReply, ContactRequest
 from llmctl.wire.records import (
     CleanReport,
     CleanRequest,
@@ -74,6 +76,10 @@ class AgentClient:
         deadline_s = request.grace_s + 30.0
         return self._call(StopReport, ["stop", run_id], codec.dumps(request), deadline_s, "stop")
 
+    def contact(self, run_id: str, request: ContactRequest, *, deadline_s: float = 8.0) -> ContactReply:
+        """One beat of a supervisor. Raises ProvisionError too: another supervisor acts for the run."""
+        return self._call(ContactReply, ["contact", run_id], codec.dumps(request), deadline_s, "contact")
+
     def files(self, run_id: str, *, deadline_s: float = 60.0) -> FilesReply:
         """What of a run can be pulled from this host."""
         return self._call(FilesReply, ["files", run_id], "", deadline_s, "pull")
@@ -81,6 +87,10 @@ class AgentClient:
     def clean(self, request: CleanRequest, *, deadline_s: float = 600.0) -> CleanReport:
         """Remove what no run on this host needs any more."""
         return self._call(CleanReport, ["clean"], codec.dumps(request), deadline_s, "clean")
+
+    def ps(self, request: PsRequest, *, deadline_s: float = 60.0) -> PsReply:
+        """The runs that hold this host, and orphans."""
+        return self._call(PsReply, ["ps"], codec.dumps(request), deadline_s, "ps")
 
     @contextmanager
     def follow(self, run_id: str, request: FollowRequest) -> Iterator[Iterator[Frame]]:

@@ -23,10 +23,13 @@ from llmctl.controller.cli import (
     init,
     logs,
     plan,
+    ps,
     pull,
+    resume,
     status,
     stop,
     store,
+    supervise,
     train,
     wait,
 )
@@ -79,22 +82,8 @@ def root(
 
 
 VERBS = (
-    init,
-    demo,
-    plan,
-    train,
-    infer,
-    status,
-    logs,
-    wait,
-    attach,
-    stop,
-    pull,
-    hosts,
-    data,
-    store,
-    ckpt,
-    configcmd,
+    *(init, demo, plan, train, infer, status, ps, logs, wait, attach, stop, resume, pull),
+    *(hosts, data, store, ckpt, configcmd, supervise),
 )
 
 for verb in VERBS:

@@ -19,7 +19,7 @@ from llmctl.controller.cli.options import (
     PoolOption,
     checked_output,
 )
-from llmctl.errors import LlmctlError
+from llmctl.errors import BusyError, HostErrors, LlmctlError
 from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.states import RunState
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llmctl.controller.config.types import RunConfig
     from llmctl.controller.execute.data import Seen
     from llmctl.controller.execute.prepare import Prepared
+    from llmctl.controller.plan.attempts import Policy
     from llmctl.controller.plan.plan import Plan
     from llmctl.controller.transport.pool import Connections
     from llmctl.controller.ui.stages import Stages
@@ -90,6 +91,12 @@ def train(
             "--self-check", help="Before the first step, compare the layout's gradient with one process's."
         ),
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Where another run holds a host: wait until it is over.")
+    ] = False,
+    share: Annotated[
+        bool, typer.Option("--share", help="Start beside other runs: they share the host's cores and GPUs.")
+    ] = False,
     pull: Annotated[
         bool, typer.Option("--pull/--no-pull", help="Bring logs and the last checkpoint back at the end.")
     ] = True,
@@ -120,10 +127,21 @@ def train(
     config = _config(session, file, tuple(script or ()), overrides)
     try:
         dest = Path(FOLDER) if pull else None
-        outcome = run(session, config, detach=detach, dry_run=dry_run, pull=dest, allowed=allowed)
+        queue = Queue(wait=wait, share=share)
+        outcome = run(
+            session, config, detach=detach, dry_run=dry_run, pull=dest, allowed=allowed, queue=queue
+        )
     finally:
         session.close()
     raise typer.Exit(outcome.code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """What happens where another run holds a host: `wait` for its end, or `share` the host; else: refused."""
+
+    wait: bool = False
+    share: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,14 +160,40 @@ def run(
     dry_run: bool,
     pull: Path | None,
     allowed: tuple[str, ...] = (),
+    queue: Queue | None = None,
 ) -> Outcome:
     """Everything after the job is known. `demo` calls it too.
 
     Args:
         pull: folder below which the run is pulled at its end; None: it is not.
         allowed: what may differ between hosts (`plan.parity.FIELDS`).
+        queue: as in Queue.
     """
+    queue = queue or Queue()
+    while True:
+        try:
+            return _run(
+                session, config, detach=detach, dry_run=dry_run, pull=pull, allowed=allowed, queue=queue
+            )
+        except HostErrors as error:  # somebody else was faster: this one waits again
+            if not queue.wait or not any(isinstance(one, BusyError) for one in error.errors):
+                raise
+
+
+def _run(
+    session: Session,
+    config: RunConfig,
+    *,
+    detach: bool,
+    dry_run: bool,
+    pull: Path | None,
+    allowed: tuple[str, ...],
+    queue: Queue,
+) -> Outcome:
+    from llmctl.controller.cli.supervising import supervise_plan
+    from llmctl.controller.execute.agents import await_free
     from llmctl.controller.execute.data import look_beside
+    from llmctl.controller.plan.attempts import policy_of
     from llmctl.controller.ui.stages import Stages
 
     session.screen.hide(config.secrets.to_hide())
@@ -160,18 +204,23 @@ def run(
     run_id = f"{config.job.name}-{secrets.token_hex(3)}"
     data = look_beside(config)
     try:
+        if queue.wait and not queue.share and not dry_run:
+            await_free(connections, config.hosts, session.archive, session.screen.say)
         prepared = _prepare(session, config, connections, stages, push=not dry_run, allowed=allowed)
         _show_data(session, data.result(), stages)
     except KeyboardInterrupt:
         session.screen.warn("interrupted; nothing was started")
         return Outcome(code=int(ExitCode.CANCELLED))
-    plan = _plan(session, config, prepared, run_id)
+    policy = policy_of(config.job, [host.name for host in config.hosts])
+    plan = _plan(session, config, prepared, run_id, policy)
     if dry_run:
         _show_plan(session, plan)
         return Outcome(code=0)
     session.screen.headline(plan.run_id, plan.summary)
     try:
-        _start(session, config, plan, connections, stages)
+        _start(session, config, plan, connections, stages, share=queue.share)
+        if policy.supervised:
+            supervise_plan(session, config, plan, allowed)
     except KeyboardInterrupt:
         return Outcome(code=_interrupted(session, plan))
     if detach:
@@ -256,7 +305,7 @@ def _show_data(session: Session, seen: Seen, stages: Stages) -> None:
         session.screen.warn(note)
 
 
-def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) -> Plan:
+def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str, policy: Policy) -> Plan:
     from llmctl.controller.config.corpus import corpus_vocabulary
     from llmctl.controller.plan.plan import Identity, plan_run
 
@@ -266,6 +315,8 @@ def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) 
         created_at=time.time(),
         agent=session.archive.hash,
         tree=prepared.tree.hash if prepared.tree else None,
+        epoch=1 if policy.supervised else 0,
+        contact_s=policy.lease_s if policy.elastic else None,
     )
     plan = plan_run(config, prepared.facts, identity, corpus_vocabulary(config.job, Path(config.base)))
     plan = replace(plan, warnings=(*prepared.notes, *plan.warnings))
@@ -286,7 +337,15 @@ def _show_plan(session: Session, plan: Plan) -> None:
         session.screen.result(line)
 
 
-def _start(session: Session, config: RunConfig, plan: Plan, connections: Connections, stages: Stages) -> None:
+def _start(
+    session: Session,
+    config: RunConfig,
+    plan: Plan,
+    connections: Connections,
+    stages: Stages,
+    *,
+    share: bool,
+) -> None:
     """The ledger learns of the run first: a controller killed in the middle leaves a trace of it."""
     from llmctl.controller.collect.locate import record_of
     from llmctl.controller.execute.start import start
@@ -306,8 +365,11 @@ def _start(session: Session, config: RunConfig, plan: Plan, connections: Connect
     )
     with stages.stage("launch", f"{plan.run_id} on {len(plan.nodes)} hosts") as stage:
         try:
-            start(plan, config, connections, session.archive)
+            start(plan, config, connections, session.archive, share=share)
         except LlmctlError as error:
+            if isinstance(error, HostErrors) and any(isinstance(one, BusyError) for one in error.errors):
+                session.ledger.forget(plan.run_id)  # refused at the door: there never was such a run
+                raise
             why = f"could not start: {error.line()}"
             session.ledger.update(
                 plan.run_id, state=RunState.FAILED, reason=why, exit_code=int(ExitCode.JOB_FAILED)

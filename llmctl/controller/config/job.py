@@ -19,7 +19,7 @@ from llmctl.controller.config.models import DataSection, JobFile, TrainSection
 from llmctl.controller.config.overrides import NO_OVERRIDES, JobOverrides, apply_overrides
 from llmctl.controller.config.places import expand
 from llmctl.controller.config.secrets import refuse_password_in_uri, secret_notes, split_secrets
-from llmctl.controller.config.types import Inventory, RunConfig
+from llmctl.controller.config.types import Host, Inventory, RunConfig
 from llmctl.controller.config.yamlfile import read_yaml
 from llmctl.errors import ConfigError
 from llmctl.wire import environment
@@ -106,6 +106,18 @@ def _inference_only(job: JobFile) -> JobFile:
     return JobFile(
         version=1, name=job.name, pool=job.pool, nodes=job.nodes, env=job.env, infer=job.infer, train=train
     )
+
+
+def again(job: JobFile, hosts: tuple[Host, ...], *, environ: Mapping[str, str], base: str) -> RunConfig:
+    """A recorded job, to be gone on with on these hosts: `env.pass` and secrets are those of now.
+
+    Raises:
+        ConfigError: a secret that the job names is not set here.
+    """
+    merged, secrets = split_secrets(job, environ)
+    secrets.update(_accounts(merged, environ, ()))
+    passed = {name: environ[name] for name in merged.env.pass_ if name in environ}
+    return RunConfig(hosts=hosts, job=merged, base=base, env={**passed, **merged.env.set}, secrets=secrets)
 
 
 def _accounts(job: JobFile, environ: Mapping[str, str], more: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ ADDR = r"^[^\s\x00@,;'\"/\\-][^\s\x00@,;'\"/\\]*$"
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 LABEL_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 LABEL_VALUE = r"^[A-Za-z0-9._-]{1,64}$"
+HANG = r"^(auto|off|[0-9]+(\.[0-9]+)?[smh])$"
 TEXT = r"^[^\x00]*$"
 FILLED = r"^[^\x00]+$"
 
@@ -26,6 +27,7 @@ PATTERN_WORDS = {
     ADDR: "an address or alias, without user, port or spaces",
     ENV_NAME: "the name of an environment variable: letters, digits and `_`, no digit first",
     LABEL_VALUE: "letters, digits, `.`, `_` and `-` (1 to 64); a number in quotes",
+    HANG: "auto, off, or a time such as 90s, 5m or 1h",
     TEXT: "text without a NUL character",
     FILLED: "text that is not empty, without a NUL character",
 }
@@ -345,6 +347,42 @@ class InferSection(Strict):
     check: bool = Field(True, description="compare logits with one process's before a layout serves")
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; else cores / slots")
     grace_s: float = Field(30.0, ge=0, description="seconds that a stop gives requests to finish")
+class RestartsSection(Strict):
+    """What follows an attempt that failed: the next one, by itself, from the last committed checkpoint."""
+
+    max: int | None = Field(
+        None, ge=0, description="attempts after the first; else 3 for the recipe, 0 for your own script"
+    )
+    no_retry_on: list[int | Text] = Field(
+        default_factory=list,
+        description="exit codes, and texts in a rank's last lines, that end the run; 93 always does",
+    )
+    backoff_s: float = Field(5.0, ge=0, description="seconds before the second attempt; doubled each time")
+    min_nodes: int | None = Field(
+        None, ge=1, description="go on with so many hosts when others are lost; else only with all of them"
+    )
+    wait_for_hosts_s: float = Field(600.0, ge=0, description="how long lost hosts are waited for")
+    lease_s: float = Field(
+        30.0,
+        ge=15,
+        description="with `min_nodes`: a host that hears no supervisor for so long ends its ranks",
+    )
+
+
+class WatchSection(Strict):
+    """Ranks that hang, and hosts that are slow."""
+
+    hang: Annotated[str, StringConstraints(pattern=HANG)] = Field(
+        "auto",
+        description="time without a step that is a hang: `90s`, `5m`, `1h`; off; auto: from the steps "
+        "measured, at least 2 minutes",
+    )
+    policy: Literal["restart", "stop"] = Field(
+        "restart", description="of a hang: the attempt ends and may be followed by another, or the run ends"
+    )
+    straggler: float = Field(
+        1.3, gt=1, description="a host this many times slower than the others' median is named in `status`"
+    )
 
 
 class JobFile(Strict):
@@ -362,6 +400,8 @@ class JobFile(Strict):
     parallel: ParallelSection | None = Field(None, description="layout of the recipe's ranks, or `auto`")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="checkpoints")
     infer: InferSection | None = Field(None, description="for `llmctl infer`; `llmctl train` passes it over")
+    watch: WatchSection = Field(default_factory=WatchSection, description="hangs and slow hosts")
+    restarts: RestartsSection = Field(default_factory=RestartsSection, description="attempts after the first")
 
 
 class SettingsFile(Strict):

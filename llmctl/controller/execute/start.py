@@ -17,11 +17,12 @@ UNDO_GRACE_S = 3.0
 
 
 def start(
-    plan: Plan, config: RunConfig, connections: Connections, archive: AgentArchive
+    plan: Plan, config: RunConfig, connections: Connections, archive: AgentArchive, *, share: bool = True
 ) -> dict[str, StartReply]:
     """Start every node of the plan; returns once each agent holds its lease.
 
-    Secrets leave this machine here, on the agents' stdin, and nowhere else.
+    Secrets leave this machine here, on the agents' stdin, and nowhere else. `share`: beside other runs of a
+    host too; a next attempt takes the place that its run never gave up.
 
     Raises:
         HostErrors: a node could not be started; the others were stopped again.
@@ -30,7 +31,7 @@ def start(
 
     def one(host: Host) -> StartReply:
         client = AgentClient(connections.get(host.name), host, archive)
-        return client.start(StartRequest(spec=specs[host.name], secrets=dict(config.secrets)))
+        return client.start(StartRequest(spec=specs[host.name], secrets=dict(config.secrets), share=share))
 
     results = connections.each(config.hosts, one)
     errors = [value for value in results.values() if isinstance(value, LlmctlError)]

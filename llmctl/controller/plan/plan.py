@@ -13,6 +13,7 @@ from llmctl.controller.plan.network import interface, master_address, own_addres
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
+from llmctl.wire.progress import WatchSpec
 from llmctl.wire.recipe import LoraSpec, ModelSpec, OptimizerSpec, RecipeSpec
 from llmctl.wire.specs import DataSource, LaunchSpec, NodeSpec, Peer
 
@@ -21,13 +22,18 @@ RECIPE_COMMAND = ("-m", "llmctl.worker.train")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What makes this start this one: chosen outside, so that planning stays pure."""
+    """What makes this start this one: chosen outside, so that planning stays pure.
+
+    `epoch` and `contact_s`: of its supervisor, as in NodeSpec.
+    """
 
     run_id: str
     attempt: int
     created_at: float
     agent: str
     tree: str | None
+    epoch: int = 0
+    contact_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +192,19 @@ def _node(
         recipe=recipe,
         job=job_for_record(job),
         grace_s=job.train.grace_s,
+        watch=watch_spec(job),
+        epoch=identity.epoch,
+        contact_s=identity.contact_s,
     )
+
+
+def watch_spec(job: JobFile) -> WatchSpec:
+    """`watch` of a job in wire form."""
+    text = job.watch.hang
+    seconds = {"auto": None, "off": 0.0}.get(text, 0.0)
+    if text not in ("auto", "off"):
+        seconds = float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
+    return WatchSpec(hang_s=seconds, policy=job.watch.policy, straggler=job.watch.straggler)
 
 
 def data_sources(job: JobFile) -> tuple[DataSource, ...]:

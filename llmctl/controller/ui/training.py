@@ -112,6 +112,10 @@ class TrainingView:
         if self._lost.pop(host, None) is not None:
             self._print(f"contact with {host} again", "green")
 
+    def news(self, text: str) -> None:
+        """What the run's supervisor does."""
+        self._print(text, "yellow")
+
     def tick(self) -> None:
         """The bar redraws itself; nothing to do."""
 

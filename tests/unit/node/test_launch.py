@@ -86,7 +86,7 @@ def test_the_job_wins_over_the_host_and_the_contract_over_the_job() -> None:
     found = env(spec(env=own), {"PATH": "/bin"}, WORD="s")
     assert (found["PATH"], found["OMP_NUM_THREADS"], found["WORD"]) == ("/mine", "2", "s")
     assert found[environment.RUN_ID] == "demo-0a1b"
-    assert found["PYTHONPATH"] == "/lib:/w/agent/abc"
+    assert found["PYTHONPATH"] == "/w/agent/abc/llmctl/worker/startup:/lib:/w/agent/abc"
 
 
 @pytest.mark.parametrize(("nproc", "threads"), [(1, "16"), (4, "4"), (6, "2")])
