@@ -75,6 +75,24 @@ def _dispatch(argv: list[str]) -> None:
         from llmctl.wire.records import FollowRequest
 
         follow(workdir, _needed(run_id), _request(FollowRequest))
+    elif verb == "environment":
+        from llmctl.node.environment import environment
+        from llmctl.wire.environments import EnvRequest
+
+        _reply(environment(workdir, _request(EnvRequest)))
+    elif verb == "wheels":
+        from llmctl.node.wheels import have
+        from llmctl.wire.environments import HaveRequest
+
+        _reply(have(workdir, _request(HaveRequest)))
+    elif verb == "relay":
+        from llmctl.node.relay import relay
+
+        relay()
+    elif verb == "measure":
+        from llmctl.node.measure import measure
+
+        measure()
     else:
         raise _usage(f"unknown verb {verb!r}")
 
