@@ -38,6 +38,10 @@ class Talk:
         """Send one document. Raises HostUnreachableError, DeadlineError, RemoteCommandError (it ended)."""
         self._stream.write(codec.dumps(value).encode() + b"\n", deadline_s=WRITE_S)
 
+    def send(self, data: bytes, *, deadline_s: float) -> None:
+        """Bytes that the last document announced. Raises as `say` does."""
+        self._stream.write(data, deadline_s=deadline_s)
+
     def hear(self, kind: type[T], *, deadline_s: float) -> T:
         """The next document.
 

@@ -19,6 +19,8 @@ LABEL_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 LABEL_VALUE = r"^[A-Za-z0-9._-]{1,64}$"
 TEXT = r"^[^\x00]*$"
 FILLED = r"^[^\x00]+$"
+PYTHON_VERSION = r"^3\.[0-9]{1,2}$"
+TORCH_BUILD = r"^(auto|default|cpu|xpu|cu[0-9]{3}|rocm[0-9]\.[0-9]{1,2})$"
 
 PATTERN_WORDS = {
     NAME: "lower-case letters, digits and `-` (1 to 48)",
@@ -28,6 +30,8 @@ PATTERN_WORDS = {
     LABEL_VALUE: "letters, digits, `.`, `_` and `-` (1 to 64); a number in quotes",
     TEXT: "text without a NUL character",
     FILLED: "text that is not empty, without a NUL character",
+    PYTHON_VERSION: "a minor version of Python 3 in quotes, such as '3.12'",
+    TORCH_BUILD: "auto, default, cpu, xpu, or a build such as cu128 or rocm6.4",
 }
 """What an error says of a text that does not fit its pattern."""
 
@@ -112,6 +116,21 @@ class EnvSection(Strict):
     secrets: list[EnvName] = Field(
         default_factory=list,
         description="taken from your shell, sent on the agent's stdin, never written or shown",
+    )
+    requirements: Filled | list[Filled] | None = Field(
+        None,
+        description="packages of the ranks: a requirements file, relative to this file, or a list; "
+        "`llmctl hosts bootstrap` makes an environment of them, `train` uses it",
+    )
+    kind: Literal["venv", "system"] = Field(
+        "venv", description="venv: an environment of its own; system: the packages of the host's `python`"
+    )
+    python: Annotated[str, StringConstraints(pattern=PYTHON_VERSION)] | None = Field(
+        None, description="Python of the environment, such as `'3.12'`; else the newest that is there"
+    )
+    torch: Annotated[str, StringConstraints(pattern=TORCH_BUILD)] = Field(
+        "auto",
+        description="build of torch: auto (by driver), `default` (the index's own), cpu, cu128, rocm6.4 …",
     )
 
 

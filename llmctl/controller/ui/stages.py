@@ -30,6 +30,11 @@ class Stage:
             self._bytes += count
             self._show(size(self._bytes))
 
+    def tell(self, host: str, doing: str) -> None:
+        """What a host does now. Any thread may call."""
+        with self._lock:
+            self._show(f"{host}: {doing}")
+
     def count(self, count: int, what: str) -> None:
         """The same for things that are no bytes."""
         with self._lock:
