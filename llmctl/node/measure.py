@@ -36,6 +36,9 @@ PATIENCE_S = 10.0
 WARM_UP = 0.25
 """Share of the time that is not counted: slow start, and the bucket of a rate limiter."""
 
+FEW, LONGER = 4 << 20, 3
+"""So many bytes say nothing yet on a slow link, where one lost packet stops TCP for 200 ms: measure longer."""
+
 PING, SINK, SOURCE = "ping", "sink", "source"
 ACCEPTED = b"+"
 
@@ -102,7 +105,7 @@ def _latency(request: PathsRequest, target: Target) -> tuple[float, str]:
 def _send(request: PathsRequest, target: Target) -> float:
     """Bytes per second that the peer received: it says so as soon as it has seen enough."""
     zeros = memoryview(bytes(CHUNK))
-    deadline = time.monotonic() + request.seconds + PATIENCE_S
+    deadline = time.monotonic() + LONGER * request.seconds + PATIENCE_S
     with _connect(request, target, SINK) as peer:
         peer.setblocking(False)
         while time.monotonic() < deadline:
@@ -120,12 +123,12 @@ def _receive(request: PathsRequest, target: Target) -> float:
 
 
 def received(peer: socket.socket, seconds: float) -> float:
-    """Bytes per second that arrive within `seconds` of the first one, its beginning left out."""
+    """Bytes per second that arrive in `seconds`, the beginning left out; up to LONGER where they are few."""
     room = bytearray(CHUNK)
     began = time.monotonic()
-    warm, end = began + seconds * WARM_UP, began + seconds
+    warm, enough, end = began + seconds * WARM_UP, began + seconds, began + seconds * LONGER
     total, counted, since, last = 0, 0, began, began
-    while (now := time.monotonic()) < end:
+    while (now := time.monotonic()) < (enough if counted > FEW else end):
         if not select.select([peer], [], [], end - now)[0]:
             break
         size = peer.recv_into(room)
@@ -139,7 +142,7 @@ def received(peer: socket.socket, seconds: float) -> float:
             counted += size
     if counted and last > since:
         return counted / (last - since)
-    return total / seconds
+    return total / (last - began) if last > began else 0.0
 
 
 def _connect(request: PathsRequest, target: Target, mode: str) -> socket.socket:
@@ -222,7 +225,7 @@ def _do(peer: socket.socket, mode: str, seconds: float) -> None:
         _drain(peer)
     elif mode == SOURCE:
         zeros = bytes(CHUNK)
-        until = time.monotonic() + seconds + PATIENCE_S
+        until = time.monotonic() + LONGER * seconds + PATIENCE_S
         while time.monotonic() < until:
             peer.send(zeros)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmctl.controller.cli.mapped import USUAL_AGE, ByMap, by_map, with_links
 from llmctl.controller.cli.options import (
     HostsOption,
     JobOption,
@@ -84,6 +85,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the plan, start nothing.")
     ] = False,
+    map_max_age: Annotated[
+        str,
+        typer.Option(
+            "--map-max-age", metavar="AGE", help="Go by a `hosts map` not older than this; 0s: by none."
+        ),
+    ] = USUAL_AGE,
     self_check: Annotated[
         bool,
         typer.Option(
@@ -100,6 +107,7 @@ def train(
     Checks the hosts, pushes the code, starts a node agent on each, which starts torchrun; then shows the
     run. The exit code is the run's verdict: 0 succeeded, 100 failed, 103 stopped, 130 detached by Ctrl-C.
     """
+    from llmctl.controller.cli.hosts.clean import parse_age
     from llmctl.controller.cli.pulling import FOLDER
     from llmctl.controller.cli.session import Session
     from llmctl.controller.config.overrides import JobOverrides, parse_assignment, parse_shape
@@ -117,10 +125,19 @@ def train(
         limit=tuple(limit or ()),
     )
     allowed = parse_allowed(allow_mismatch or ())
+    map_age_s = parse_age(map_max_age, "--map-max-age")
     config = _config(session, file, tuple(script or ()), overrides)
     try:
         dest = Path(FOLDER) if pull else None
-        outcome = run(session, config, detach=detach, dry_run=dry_run, pull=dest, allowed=allowed)
+        outcome = run(
+            session,
+            config,
+            detach=detach,
+            dry_run=dry_run,
+            pull=dest,
+            allowed=allowed,
+            map_age_s=map_age_s,
+        )
     finally:
         session.close()
     raise typer.Exit(outcome.code)
@@ -142,12 +159,14 @@ def run(
     dry_run: bool,
     pull: Path | None,
     allowed: tuple[str, ...] = (),
+    map_age_s: float = 0.0,
 ) -> Outcome:
     """Everything after the job is known. `demo` calls it too.
 
     Args:
         pull: folder below which the run is pulled at its end; None: it is not.
         allowed: what may differ between hosts (`plan.parity.FIELDS`).
+        map_age_s: how old a network map may be to go by it; 0: by none.
     """
     from llmctl.controller.execute.data import look_beside
     from llmctl.controller.ui.stages import Stages
@@ -165,7 +184,9 @@ def run(
     except KeyboardInterrupt:
         session.screen.warn("interrupted; nothing was started")
         return Outcome(code=int(ExitCode.CANCELLED))
-    plan = _plan(session, config, prepared, run_id)
+    found = by_map(session, config.hosts, prepared.facts, map_age_s)
+    config = replace(config, hosts=found.hosts)
+    plan = _plan(session, config, prepared, run_id, found)
     if dry_run:
         _show_plan(session, plan)
         return Outcome(code=0)
@@ -256,8 +277,9 @@ def _show_data(session: Session, seen: Seen, stages: Stages) -> None:
         session.screen.warn(note)
 
 
-def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) -> Plan:
+def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str, found: ByMap) -> Plan:
     from llmctl.controller.config.corpus import corpus_vocabulary
+    from llmctl.controller.plan.machines import Given
     from llmctl.controller.plan.plan import Identity, plan_run
 
     identity = Identity(
@@ -267,10 +289,14 @@ def _plan(session: Session, config: RunConfig, prepared: Prepared, run_id: str) 
         agent=session.archive.hash,
         tree=prepared.tree.hash if prepared.tree else None,
     )
-    plan = plan_run(config, prepared.facts, identity, corpus_vocabulary(config.job, Path(config.base)))
-    plan = replace(plan, warnings=(*prepared.notes, *plan.warnings))
+    vocabulary = corpus_vocabulary(config.job, Path(config.base))
+    plan = plan_run(config, prepared.facts, identity, vocabulary, with_links(Given(), found))
+    notes = (*prepared.notes, *((found.warning,) if found.warning else ()))
+    plan = replace(plan, network_why=found.text, warnings=(*notes, *plan.warnings))
     for warning in plan.warnings:
         session.screen.warn(warning)
+    if plan.network_why:
+        session.screen.say(f"network {plan.network_why}")
     if plan.layout_why:
         session.screen.say(f"layout {plan.layout_why}")
     return plan

@@ -12,7 +12,7 @@ from llmctl.controller.backends.agent import AgentClient
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.backends.talk import EndedError, Talk
 from llmctl.controller.config.types import Host
-from llmctl.controller.plan.netmap import End, Link, Way, ambiguous, candidates, ends, rounds, targets
+from llmctl.controller.plan.netmap import End, Link, Way, candidates, ends, rounds, targets
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.transport.pool import Connections
 from llmctl.controller.transport.sshconfig import resolve
@@ -96,7 +96,6 @@ class _Party:
         self._clients = connections
         self._archive = archive
         self._ends = {host.name: ends(host, facts[host.name]) for host in hosts}
-        self._common = ambiguous(self._ends)
         self._talks: dict[str, Talk] = {}
         self.said: dict[str, Listening] = {}
         self.failed: dict[str, LlmctlError] = {}
@@ -138,7 +137,7 @@ class _Party:
 
     def _ways(self, a: str, b: str) -> Ways:
         local = self._hosts[a].is_local and self._hosts[b].is_local
-        return candidates(self._ends[a], self._ends[b], both_local=local, common=self._common)
+        return candidates(self._ends[a], self._ends[b], both_local=local)
 
     def _ask(
         self, tried: Mapping[tuple[str, str], Ways], seconds: float
@@ -147,7 +146,7 @@ class _Party:
         asked = [pair for pair, ways in tried.items() if ways and self._say(pair, ways, seconds)]
         replies = {}
         for pair in asked:
-            each = 3 * CONNECT_S + 2 * seconds + _PATIENCE_S
+            each = 3 * CONNECT_S + 6 * seconds + _PATIENCE_S
             reply = self._hear(pair[0], each * len(tried[pair]))
             if reply is not None:
                 replies[pair] = reply

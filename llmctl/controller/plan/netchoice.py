@@ -11,9 +11,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from llmctl.controller.config.types import Host
 from llmctl.controller.plan.netmap import End, NetMap, Way
+from llmctl.controller.plan.network import LOOPBACK
 
 RATE_CLASS, RTT_CLASS = 1.5, 2.0
 """Rates within this factor are alike, and round trips: one run differs from the next by so much."""
@@ -70,6 +72,26 @@ def choose(netmap: NetMap, order: Sequence[str]) -> NetChoice:
     )
 
 
+def applied(hosts: Sequence[Host], choice: NetChoice) -> tuple[Host, ...]:
+    """The hosts in rank order, with the interface and address to use where hosts.yaml names none."""
+    by_name = {host.name: host for host in hosts}
+    found = []
+    for name in choice.order:
+        host, end = by_name[name], choice.ends[name]
+        interface = host.interface or end.interface or None
+        found.append(replace(host, interface=interface, internal_addr=host.internal_addr or end.addr))
+    return tuple(found)
+
+
+def summary(choice: NetChoice, given: Sequence[str]) -> str:
+    """`eth1 · 9.4 Gbit/s at worst · order a, c, b (hosts.yaml: a, b, c)`."""
+    interfaces = sorted({end.interface or end.addr for end in choice.ends.values()})
+    order = "order of hosts.yaml"
+    if list(choice.order) != list(given):
+        order = f"order {', '.join(choice.order)} (hosts.yaml: {', '.join(given)})"
+    return f"{', '.join(interfaces)} · {bits(choice.rate)} at worst · {order}"
+
+
 class _Ways:
     """Ways by pair and by the two ends: dictionaries instead of searches, 100 hosts have 4950 links."""
 
@@ -85,6 +107,11 @@ class _Ways:
                 for name, end in ((link.a, way.a), (link.b, way.b)):
                     if end not in self.ends[name]:
                         self.ends[name].append(end)
+        if all(any(end.addr == LOOPBACK for end in found) for found in self.ends.values()):
+            # Every host is this machine: none of its other addresses is better.
+            self.ends = {
+                name: [end for end in found if end.addr == LOOPBACK] for name, found in self.ends.items()
+            }
         for found in self.ends.values():
             found.sort(key=lambda end: (end.interface, end.addr))
 

@@ -7,7 +7,6 @@ or `internal_addr`; whether peers reach them is measured, never assumed.
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -141,27 +140,23 @@ def ends(host: Host, facts: HostFacts) -> tuple[End, ...]:
     return tuple(end for end in found if not ipaddress.ip_address(end.addr).is_loopback)
 
 
-def ambiguous(all_ends: Mapping[str, Sequence[End]]) -> frozenset[str]:
-    """Addresses that several hosts have, as every Docker host has 172.17.0.1: they lead to oneself."""
-    seen = Counter(addr for found in all_ends.values() for addr in {end.addr for end in found})
-    return frozenset(addr for addr, count in seen.items() if count > 1)
-
-
 def candidates(
-    a: Sequence[End], b: Sequence[End], *, both_local: bool = False, common: frozenset[str] = frozenset()
+    a: Sequence[End], b: Sequence[End], *, both_local: bool = False
 ) -> tuple[tuple[End, End, bool], ...]:
     """(end of a, end of b, is spare) of every way worth a try, those inside one network first.
 
-    Ways through a router are spare: tried where nothing nearer is reached. `common`: from `ambiguous`.
+    Ways through a router are spare: tried where nothing nearer is reached. An address that both have, as every
+    Docker host has 172.17.0.1, leads to oneself: it is a way only between two names of one machine.
     """
+    common = {end.addr for end in a} & {end.addr for end in b}
+    twins = tuple((end, end, False) for end in b if end.addr in common)
     if both_local:
         loop = End(addr=LOOPBACK, interface="lo", prefix=8)
-        return ((loop, loop, False),)
+        return ((loop, loop, False), *twins)
     mine = [end for end in a if end.addr not in common]
     theirs = [end for end in b if end.addr not in common]
-    if not mine or not theirs:  # one machine under two names
-        both = [end for end in b if end.addr in {other.addr for other in a}]
-        return tuple((end, end, False) for end in both[:1])
+    if not mine or not theirs:
+        return twins[:1]
     near = [(x, y, False) for y in theirs for x in mine if _share(x, y)]
     far = [(x, y, bool(near)) for y in theirs for x in mine[:1] if not any(_share(o, y) for o in mine)]
     return (*near, *far)

@@ -9,7 +9,7 @@ from llmctl.controller.plan.netchoice import NetChoice, bits
 from llmctl.controller.plan.netmap import Link, NetMap, Way
 from llmctl.controller.plan.verdicts import Level, Verdict
 
-SLOW = 0.5
+SLOW = 1 / 3
 """Of the median of the hosts' best links: a link below it is worth a word."""
 
 USUAL_PORTS = (32768, 60999)
@@ -121,15 +121,18 @@ def _slow(netmap: NetMap, choice: NetChoice) -> Iterator[Verdict]:
                 f" usual in this pool: {bits(median)}",
                 hint=f"look at cable, speed and duplex: ethtool {choice.ends[name].interface} on {name}",
             )
-    for pair, rate in slow.items():
-        if not guilty & set(pair):
-            yield Verdict(
-                host=pair[1],
-                about="network",
-                level=Level.WARN,
-                message=f"the link to {pair[0]} is slow: {bits(rate)}; usual in this pool: {bits(median)}",
-                hint=f"look at the switches and cables between {pair[0]} and {pair[1]}",
-            )
+    left = sorted((rate, pair) for pair, rate in slow.items() if not guilty & set(pair))
+    if left:
+        rate, (a, b) = left[0]
+        more = f"and {len(left) - 1} more like it" if len(left) > 1 else ""
+        yield Verdict(
+            host=b,
+            about="network",
+            level=Level.WARN,
+            message=f"its link to {a} is slow: {bits(rate)} {more}".rstrip()
+            + f"; usual in this pool: {bits(median)}",
+            hint="look at the switches between them; `order` and `cut` keep what is sent most off slow links",
+        )
 
 
 def _rates(netmap: NetMap, choice: NetChoice) -> Mapping[tuple[str, str], float]:
