@@ -37,7 +37,7 @@ WARM_UP = 0.25
 """Share of the time that is not counted: slow start, and the bucket of a rate limiter."""
 
 FEW, LONGER = 4 << 20, 3
-"""So many bytes say nothing yet on a slow link, where one lost packet stops TCP for 200 ms: measure longer."""
+"""So few bytes say nothing yet: on a slow link one lost packet stops TCP for 200 ms. Then measure longer."""
 
 PING, SINK, SOURCE = "ping", "sink", "source"
 ACCEPTED = b"+"

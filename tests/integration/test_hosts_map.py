@@ -1,4 +1,4 @@
-"""`hosts map` on real hosts: two racks, two networks, a jump host, a peer's firewall; and who goes by the map."""
+"""`hosts map` on real hosts: two racks, two networks, a jump host, a peer's firewall; who goes by the map."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def four(folder: Path, lab: Lab, **keys: Any) -> Cluster:
 def slow_between_racks(lab: Lab) -> Iterator[None]:
     """b and d hang on a switch of their own, behind an uplink of 40 Mbit/s."""
     lab._ctl("ip", "link", "add", "br2", "type", "bridge")
-    lab._ctl(*"ip link add up0 type veth peer name up2".split())
+    lab._ctl("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up2")
     try:
         for end, bridge in (("up0", "br0"), ("up2", "br2")):
             lab._ctl("ip", "link", "set", bridge, "up")
@@ -127,7 +127,7 @@ def measured(cluster: Cluster, *argv: str, expect: int = 0) -> dict[str, Any]:
 
 
 def test_two_racks_and_two_networks_are_seen_and_gone_by(tmp_path: Path, pool: Lab) -> None:
-    """Racks stay together, the cut lies between them, the faster network is taken; train and plan go by it."""
+    """Racks stay together, the cut lies between them, the faster network is taken; train goes by it."""
     cluster = four(tmp_path, pool)
     with slow_between_racks(pool), second_network(pool, "2mbit"), named_as_debian_does(pool):
         found = measured(cluster)

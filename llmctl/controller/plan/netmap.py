@@ -145,8 +145,8 @@ def candidates(
 ) -> tuple[tuple[End, End, bool], ...]:
     """(end of a, end of b, is spare) of every way worth a try, those inside one network first.
 
-    Ways through a router are spare: tried where nothing nearer is reached. An address that both have, as every
-    Docker host has 172.17.0.1, leads to oneself: it is a way only between two names of one machine.
+    Ways through a router are spare: tried where nothing nearer is reached. An address that both have, as
+    every Docker host has 172.17.0.1, leads to oneself: it is a way only between two names of one machine.
     """
     common = {end.addr for end in a} & {end.addr for end in b}
     twins = tuple((end, end, False) for end in b if end.addr in common)

@@ -24,6 +24,10 @@ class Stage:
         self._counted = 0
         self._lock = threading.Lock()
 
+    def doing(self, what: str) -> None:
+        """What comes next, for the spinner."""
+        self._show(what)
+
     def add_bytes(self, _path: str, count: int) -> None:
         """Bytes that have arrived since the last call; the spinner shows the sum. Any thread may call."""
         with self._lock:
