@@ -18,6 +18,7 @@ def make_wheel(
     files: Mapping[str, str] | None = None,
     scripts: Mapping[str, str] | None = None,
     tag: str = "py3-none-any",
+    compress: bool = False,
 ) -> Path:
     """A wheel of one module `name`, or of `files`; `scripts` maps a command to `module:function`."""
     stem = name.replace("-", "_")
@@ -34,9 +35,10 @@ def make_wheel(
     content[f"{info}/RECORD"] = record + f"{info}/RECORD,,\n"
     path = folder / f"{stem}-{version}-{tag}.whl"
     folder.mkdir(parents=True, exist_ok=True)
+    method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with zipfile.ZipFile(path, "w") as wheel:
         for member, text in content.items():
-            wheel.writestr(zipfile.ZipInfo(member, (2020, 1, 1, 0, 0, 0)), text)
+            wheel.writestr(zipfile.ZipInfo(member, (2020, 1, 1, 0, 0, 0)), text, method)
     return path
 
 

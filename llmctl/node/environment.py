@@ -60,10 +60,10 @@ def environment(workdir: str, request: EnvRequest) -> EnvReply:
     ready = _ready(host, request.hash)
     built = False
     if ready is None:
-        with _locked(host, request):
+        with _locked(host, request) as lock:
             ready = _ready(host, request.hash)
             if ready is None:
-                ready, built = _make(host, request), True
+                ready, built = _Maker(host, request, lock).make(), True
     _name(host, request)
     seconds = time.monotonic() - started
     return EnvReply(hash=ready.hash, python=ready.python, built=built, bytes=ready.bytes, seconds=seconds)
@@ -82,8 +82,11 @@ def _ready(host: HostLayout, env_hash: str) -> Optional[EnvReady]:
 
 
 @contextmanager
-def _locked(host: HostLayout, request: EnvRequest) -> Iterator[None]:
-    """One maker at a time. The lock is the kernel's: it ends with its process, however that ends."""
+def _locked(host: HostLayout, request: EnvRequest) -> Iterator[int]:
+    """One maker at a time. The lock is the kernel's: it ends with its processes, however they end.
+
+    Those that are started to help get its file descriptor: a pip whose maker was killed still writes.
+    """
     until = time.monotonic() + request.deadline_s
     path = os.path.join(host.envs, ".lock-" + request.hash)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -92,7 +95,7 @@ def _locked(host: HostLayout, request: EnvRequest) -> Iterator[None]:
             if time.monotonic() > until:
                 raise DeadlineError(f"another bootstrap has not finished after {request.deadline_s:.0f} s")
             time.sleep(0.2)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
@@ -107,93 +110,119 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _make(host: HostLayout, request: EnvRequest) -> EnvReady:
-    beside = os.path.join(host.envs, ".new-" + request.hash)
-    final = host.env(request.hash)
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        pip = wheels.checked(host, request.pip)
-        python = _venv(beside)
-        _install(host, request, beside, python, pip)
-        _prove(request, python)
-        readdress(beside, final)
-        ready = EnvReady(
+class _Maker:
+    """Makes one environment while it holds the lock."""
+
+    def __init__(self, host: HostLayout, request: EnvRequest, lock: int) -> None:
+        self._host = host
+        self._request = request
+        self._lock = lock
+        self._beside = os.path.join(host.envs, ".new-" + request.hash)
+        self._python = os.path.join(self._beside, "bin", "python")
+
+    def make(self) -> EnvReady:
+        final = self._host.env(self._request.hash)
+        shutil.rmtree(self._beside, ignore_errors=True)
+        try:
+            pip = wheels.checked(self._host, self._request.pip)
+            self._venv()
+            self._install(pip)
+            self._prove()
+            readdress(self._beside, final)
+            ready = self._ready(final)
+            atomic.write(os.path.join(self._beside, READY), codec.dumps(ready), durable=True)
+            _into_place(self._beside, final)
+        except OSError as error:
+            raise ProvisionError(
+                f"{error.strerror or error}{_room(self._host)}", hint=_hint(error)
+            ) from error
+        finally:
+            shutil.rmtree(self._beside, ignore_errors=True)
+        return ready
+
+    def _venv(self) -> None:
+        """An empty virtual environment of the interpreter that runs this."""
+        done = self._run([sys.executable, "-I", "-m", "venv", "--without-pip", self._beside], within=120.0)
+        if done.returncode:
+            hint = "install this Python's venv module (Debian: python3-venv), or set `python:` to another one"
+            raise ProvisionError(f"no virtual environment: {_words(done)} ({sys.executable})", hint=hint)
+
+    def _install(self, pip: str) -> None:
+        request = self._request
+        lock = os.path.join(self._beside, "requirements.lock")
+        atomic.write(lock, "".join(_line(request)))
+        argv = [self._python, "-I", os.path.join(pip, "pip"), "install", "--no-deps", "--require-hashes"]
+        argv += ["-r", lock, "--no-input", "--no-cache-dir", "--disable-pip-version-check", "-q"]
+        argv += ["--no-warn-script-location"]
+        if request.offline:
+            argv += ["--isolated", "--no-index", *self._found_links()]
+        for index in request.indexes:
+            argv += ["--extra-index-url", index]
+        scratch = os.path.join(self._beside, "tmp")  # /tmp may be small, or on another disk
+        os.mkdir(scratch)
+        done = self._run(argv, within=request.deadline_s, tmp=scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        if done.returncode:
+            raise ProvisionError(f"pip: {_words(done)}{_room(self._host)}", hint=_pip_hint(done, request))
+
+    def _found_links(self) -> Iterator[str]:
+        """Folders of the wheels that were sent, each checked."""
+        for package in self._request.packages:
+            blob = Blob(sha256=package.sha256[0], size=package.size, name=package.file)
+            yield from ("--find-links", os.path.dirname(wheels.checked(self._host, blob)))
+
+    def _prove(self) -> None:
+        wanted = [f"{one.name} {one.version}" for one in self._request.packages]
+        argv = [self._python, "-I", "-c", _CHECK, " ".join(self._request.verify), *wanted]
+        done = self._run(argv, within=300.0)
+        if done.returncode:
+            raise ProvisionError(f"the new environment does not work: {_words(done)}")
+
+    def _ready(self, final: str) -> EnvReady:
+        request = self._request
+        return EnvReady(
             hash=request.hash,
             request=request.request,
             python=os.path.join(final, "bin", "python"),
-            base=os.path.realpath(python),
+            base=os.path.realpath(self._python),
             version="{}.{}.{}".format(*sys.version_info[:3]),
             build=request.build,
             packages=tuple(f"{one.name} {one.version}" for one in request.packages),
             created=time.time(),
-            bytes=_size(beside),
+            bytes=_size(self._beside),
         )
-        atomic.write(os.path.join(beside, READY), codec.dumps(ready), durable=True)
-        if os.path.isdir(final):  # damaged: its interpreter is gone
-            os.rename(final, beside + ".old")
-            shutil.rmtree(beside + ".old", ignore_errors=True)
-        os.rename(beside, final)
-        return ready
-    except OSError as error:
-        raise ProvisionError(f"{error.strerror or error}{_room(host)}", hint=_hint(error)) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+
+    def _run(self, argv: list[str], *, within: float, tmp: str = "") -> subprocess.CompletedProcess[bytes]:
+        env = {key: value for key, value in os.environ.items() if key not in ("PYTHONHOME", "PYTHONPATH")}
+        if tmp:
+            env["TMPDIR"] = tmp
+        try:
+            return subprocess.run(
+                argv,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=within,
+                check=False,
+                pass_fds=(self._lock,),
+            )
+        except subprocess.TimeoutExpired:
+            raise ProvisionError(f"not done within {within:.0f} s: {os.path.basename(argv[0])}") from None
 
 
-def _venv(folder: str) -> str:
-    """An empty virtual environment of the interpreter that runs this; its own interpreter."""
-    done = _run([sys.executable, "-I", "-m", "venv", "--without-pip", folder], within=120.0)
-    if done.returncode:
-        hint = "install this Python's venv module (Debian: python3-venv), or set `python:` to another one"
-        raise ProvisionError(f"no virtual environment: {_words(done)} ({sys.executable})", hint=hint)
-    return os.path.join(folder, "bin", "python")
-
-
-def _install(host: HostLayout, request: EnvRequest, folder: str, python: str, pip: str) -> None:
-    lock = os.path.join(folder, "requirements.lock")
-    atomic.write(lock, "".join(_line(request)))
-    if not request.packages:
-        return
-    argv = [python, "-I", os.path.join(pip, "pip"), "install", "--no-deps", "--require-hashes", "-r", lock]
-    argv += ["--no-input", "--no-cache-dir", "--disable-pip-version-check", "--no-warn-script-location", "-q"]
-    if request.offline:
-        argv += ["--isolated", "--no-index"]
-        for package in request.packages:
-            blob = Blob(sha256=package.sha256[0], size=package.size, name=package.file)
-            argv += ["--find-links", os.path.dirname(wheels.checked(host, blob))]
-    for index in request.indexes:
-        argv += ["--extra-index-url", index]
-    scratch = os.path.join(folder, "tmp")  # beside what it becomes: /tmp may be small, or on another disk
-    os.mkdir(scratch)
-    done = _run(argv, within=request.deadline_s, tmp=scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
-    if done.returncode:
-        raise ProvisionError(f"pip: {_words(done)}{_room(host)}", hint=_pip_hint(done, request))
+def _into_place(beside: str, final: str) -> None:
+    """What is there under that name, if anything, is damaged: its interpreter is gone."""
+    if os.path.isdir(final):
+        doomed = beside + ".old"
+        os.rename(final, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(beside, final)
 
 
 def _line(request: EnvRequest) -> Iterator[str]:
     for package in request.packages:
         hashes = " ".join(f"--hash=sha256:{sha}" for sha in package.sha256)
         yield f"{package.name}=={package.version} {hashes}\n"
-
-
-def _prove(request: EnvRequest, python: str) -> None:
-    wanted = [f"{one.name} {one.version}" for one in request.packages]
-    done = _run([python, "-I", "-c", _CHECK, " ".join(request.verify), *wanted], within=300.0)
-    if done.returncode:
-        raise ProvisionError(f"the new environment does not work: {_words(done)}")
-
-
-def _run(argv: list[str], *, within: float, tmp: str = "") -> subprocess.CompletedProcess[bytes]:
-    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONHOME", "PYTHONPATH")}
-    if tmp:
-        env["TMPDIR"] = tmp
-    try:
-        return subprocess.run(
-            argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=within, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ProvisionError(f"not done within {within:.0f} s: {os.path.basename(argv[-1])}") from None
 
 
 def _words(done: subprocess.CompletedProcess[bytes]) -> str:

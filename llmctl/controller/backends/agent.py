@@ -43,7 +43,7 @@ UNKNOWN_RUN = 3
 CALL = r"""
 W=$1; PY=$2; A=$3; SIZE=$4; M=$5; shift 5
 case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
-case $PY in "~/"*) PY=$HOME/${PY#??};; esac
+case $PY in "~/"*) PY=$HOME/${PY#??};; python3) [ ! -x "$W/python/default" ] || PY=$W/python/default;; esac
 HAVE=$({ wc -c <"$W/agent/$A.pyz"; } 2>/dev/null)
 [ ${HAVE:-0} -eq "$SIZE" ] || { printf '%s\n' "$W" >&2; exit 97; }
 if [ -n "$M" ]; then

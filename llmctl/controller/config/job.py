@@ -18,6 +18,7 @@ from llmctl.controller.config.inventory import select_hosts
 from llmctl.controller.config.models import DataSection, JobFile
 from llmctl.controller.config.overrides import NO_OVERRIDES, JobOverrides, apply_overrides
 from llmctl.controller.config.places import expand
+from llmctl.controller.config.requirements import requirements_of
 from llmctl.controller.config.secrets import refuse_password_in_uri, secret_notes, split_secrets
 from llmctl.controller.config.types import Inventory, RunConfig
 from llmctl.controller.config.yamlfile import read_yaml
@@ -69,7 +70,7 @@ def resolve(
     written = apply_overrides(job, overrides, environ)
     _check_env_names(written)
     merged, secrets = split_secrets(written, environ)
-    merged = _with_absolute_uris(merged, base)
+    merged = _with_packages(_with_absolute_uris(merged, base), base)
     _check_work(merged, base)
     secrets.update(_accounts(merged, environ))
     _refuse_pushed_secret(job, merged, base)
@@ -87,6 +88,14 @@ def resolve(
         secrets=secrets,
         notes=(*secret_notes(written, merged), *_ignored_notes(merged), *drained_notes),
     )
+
+
+def _with_packages(job: JobFile, base: Path) -> JobFile:
+    """The packages themselves instead of the file that names them: a run's record is whole without it."""
+    wanted = requirements_of(job.env, base)
+    if wanted is None:
+        return job
+    return job.model_copy(update={"env": job.env.model_copy(update={"requirements": list(wanted.lines)})})
 
 
 def _accounts(job: JobFile, environ: Mapping[str, str]) -> dict[str, str]:

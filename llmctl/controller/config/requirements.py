@@ -9,10 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmctl.controller.config.models import EnvSection
 from llmctl.errors import ConfigError
 from llmctl.wire.environments import request_key
+from llmctl.wire.layout import HostLayout
+
+if TYPE_CHECKING:  # pydantic is slow to import
+    from llmctl.controller.config.models import EnvSection
+    from llmctl.controller.config.types import Host
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?=\s*(?:$|[\[<>=!~;@(,\s]))")
 PINNED = re.compile(r"==\s*[^*,;\s]+\s*(?:;[^#]*)?--hash=sha256:[0-9a-f]{64}", re.DOTALL)
@@ -76,6 +81,17 @@ def requirements_of(env: EnvSection, base: Path) -> Requirements | None:
         torch=env.torch,
         key=request_key(asked, kind=env.kind, python=env.python),
     )
+
+
+def env_python(env: EnvSection, host: Host) -> str | None:
+    """The interpreter of the environment that the job asks for, on that host; None: the host's own `python`.
+
+    The path is a link's, which leads to the environment that stands for the request just then.
+    """
+    wanted = requirements_of(env, Path())
+    if wanted is None or wanted.kind == "system":
+        return None
+    return HostLayout(host.workdir).env_by(wanted.key) + "/bin/python"
 
 
 def _read(path: Path) -> str:

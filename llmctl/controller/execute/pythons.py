@@ -76,7 +76,7 @@ def _send_uv(transport: Transport, workdir: str, target: Target, locker: Locker)
             f"no fit Python, and uv that would install one can't be had: {error.message}",
             host=transport.host,
             stage=STAGE,
-            hint=f"install Python {target.python} there, and set `python:` for {transport.host} in hosts.yaml",
+            hint=f"install Python {target.python} there, and set `python:` for {transport.host}",
         ) from error
     with zipfile.ZipFile(locker.path(blob)) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith(".data/scripts/uv"))

@@ -47,7 +47,7 @@ def clean(
     hosts: HostsOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Remove old code trees, agent archives and cached data; never what a live run needs.
+    """Remove old code trees, environments, agent archives and cached data; never what a live run needs.
 
     Ended runs stay unless --runs is given: what was not pulled is lost with them.
     """
