@@ -18,7 +18,7 @@ SLOW_PAIR = 1 / 3
 
 LONG_TRIAL_S = 300.0
 LEAST_PAIRS = 2
-"""One pair alone is neither fast nor slow. Of two the faster is the measure; trying again tells who it was."""
+"""One pair alone is not fast or slow. Of two the faster is the measure; pairing again tells who it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,13 @@ from llmctl.controller.plan.network import LOOPBACK
 RATE_CLASS, RTT_CLASS = 1.5, 2.0
 """Rates within this factor are alike, and round trips: one run differs from the next by so much."""
 
+LEVEL_GAP = 0.5
+"""In classes: what separates the links of one kind from those of the next."""
+
 LEAST_RTT = 50e-6
 """Below this, round trips measured by a Python program say more about the program."""
+
+MOST_NAMES = 12
 
 Score = tuple[float, ...]
 
@@ -88,7 +93,7 @@ def summary(choice: NetChoice, given: Sequence[str]) -> str:
     interfaces = sorted({end.interface or end.addr for end in choice.ends.values()})
     order = "order of hosts.yaml"
     if list(choice.order) != list(given):
-        order = f"order {', '.join(choice.order)} (hosts.yaml: {', '.join(given)})"
+        order = f"order {_some(choice.order)} (hosts.yaml: {_some(given)})"
     return f"{', '.join(interfaces)} · {bits(choice.rate)} at worst · {order}"
 
 
@@ -201,7 +206,8 @@ class _Grid:
 
     def __init__(self, ways: _Ways, names: Sequence[str], ends: Mapping[str, End]) -> None:
         self._ways = {(a, b): ways.way(a, b, ends) for a in names for b in names if a != b}
-        self._cost = {pair: _cost(way) for pair, way in self._ways.items()}
+        level = _levels({_cost(way) for way in self._ways.values()})
+        self._cost = {pair: level[_cost(way)] for pair, way in self._ways.items()}
 
     def way(self, a: str, b: str) -> Way | None:
         return self._ways[a, b]
@@ -220,10 +226,22 @@ class _Grid:
 
 
 def _cost(way: Way | None) -> float:
-    """A class of rate weighs more than one of latency: gradients are large messages."""
+    """In classes. One of rate weighs more than one of latency: gradients are large messages."""
     if way is None:
         return 1000.0
-    return 100.0 - _rate_class(way.rate) + 0.1 * _rtt_class(way.rtt_s or 0.0)
+    late = math.log(max(way.rtt_s or 0.0, LEAST_RTT) / LEAST_RTT, RTT_CLASS)
+    return 100.0 - math.log(max(way.rate, 1.0), RATE_CLASS) + 0.5 * late
+
+
+def _levels(costs: set[float]) -> dict[float, float]:
+    """Each cost as the mean of those that no gap of LEVEL_GAP parts it from: noise has no gaps."""
+    groups: list[list[float]] = []
+    for cost in sorted(costs):
+        if groups and cost - groups[-1][-1] < LEVEL_GAP:
+            groups[-1].append(cost)
+        else:
+            groups.append([cost])
+    return {cost: round(sum(group) / len(group), 3) for group in groups for cost in group}
 
 
 def _clustered(grid: _Grid, names: Sequence[str]) -> list[str]:
@@ -235,7 +253,7 @@ def _clustered(grid: _Grid, names: Sequence[str]) -> list[str]:
     far = {(i, j): grid.cost(a, b) for (i, a), (j, b) in itertools.combinations(enumerate(names), 2)}
     alive = list(range(len(groups)))
     while len(alive) > 1:
-        i, j = min(itertools.combinations(alive, 2), key=lambda pair: (round(far[pair], 6), pair))
+        i, j = min(itertools.combinations(alive, 2), key=lambda pair: (round(far[pair], 3), pair))
         left, right = len(groups[i]), len(groups[j])
         groups[i] = _joined(grid, groups[i], groups[j])
         alive.remove(j)
@@ -260,13 +278,14 @@ def _better(grid: _Grid, given: list[str], found: list[str]) -> list[str]:
     """`found`, with the better master of its two ends first; `given` where it is as good."""
     if _center(grid, found[-1]) < _center(grid, found[0]):
         found = found[::-1]
-    return found if _order_score(grid, found) < _order_score(grid, given) else given
+    return found if _score_of(grid, found) < _score_of(grid, given) else given
 
 
-def _order_score(grid: _Grid, order: Sequence[str]) -> Score:
-    """The slowest neighbours count first, then all of them."""
-    costs = [grid.cost(a, b) for a, b in _ring(order)]
-    return (round(max(costs), 3), round(sum(costs), 3))
+def _score_of(grid: _Grid, order: Sequence[str]) -> Score:
+    """The slowest link of the ring, then all of ring and chain (a pipeline is a chain), then the master."""
+    ring = [grid.cost(a, b) for a, b in _ring(order)]
+    chain = [grid.cost(a, b) for a, b in itertools.pairwise(order)]
+    return max(ring), round(sum(ring) + sum(chain), 3), _center(grid, order[0])
 
 
 def _center(grid: _Grid, name: str) -> float:
@@ -296,7 +315,7 @@ def _reasons(
     yield from _why_ends(ways, grid, given, ends)
     yield "master", _why_master(grid, found, ends)
     slowest = min(_ring(found), key=lambda pair: grid.rate(*pair))
-    told = f"{', '.join(found)}; the ring's slowest link is {'-'.join(slowest)}, {bits(grid.rate(*slowest))}"
+    told = f"{_some(found)}; the ring's slowest link is {'-'.join(slowest)}, {bits(grid.rate(*slowest))}"
     if found == given:
         yield "order", f"{told}; no other order of hosts.yaml's hosts is better"
     else:
@@ -305,7 +324,7 @@ def _reasons(
     cut = _cut(grid, list(itertools.pairwise(found)))
     if cut is not None:
         first = found.index(cut[1])
-        sides = f"{', '.join(found[:first])} | {', '.join(found[first:])}"
+        sides = f"{_some(found[:first])} | {_some(found[first:])}"
         yield "cut", f"{sides}: {bits(grid.rate(*cut))} between; a pipeline stage should end here"
 
 
@@ -318,7 +337,7 @@ def _why_ends(
             by_interface.setdefault(ends[name].interface or ends[name].addr, []).append(name)
     for interface, members in by_interface.items():
         links = [grid.rate(a, b) for a in members for b in names if a != b and grid.way(a, b) is not None]
-        text = f"{interface} on {', '.join(members)}"
+        text = f"{interface} on {_some(members)}"
         if links:
             text += f": at worst {bits(min(links))}"
         yield "interface", text + _others(ways, members, interface)
@@ -343,6 +362,13 @@ def _why_master(grid: _Grid, found: Sequence[str], ends: Mapping[str, End]) -> s
         return f"{master}: the first; it reaches no other host"
     addr = f" at {ends[master].addr}" if master in ends else ""
     return f"{master}{addr}: first of the order, {times[len(times) // 2] * 1e3:.2f} ms to the others"
+
+
+def _some(names: Sequence[str]) -> str:
+    """All of a few; of many the first and the number: the document has them all."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more"
 
 
 def bits(rate: float) -> str:

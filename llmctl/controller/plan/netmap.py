@@ -117,14 +117,15 @@ class NetMap:
 def rounds(names: Sequence[str]) -> Iterator[tuple[tuple[str, str], ...]]:
     """Every pair once, no host twice in a round: the circle method of round-robin tournaments.
 
-    Who comes first in a pair takes turns, so that every host is asked and asks.
+    Who comes first in a pair takes turns, so that every host asks and is asked.
     """
+    place = {name: number for number, name in enumerate(names)}
     ring: list[str | None] = [*names, *([None] if len(names) % 2 else [])]
     half = len(ring) // 2
-    for number in range(len(ring) - 1):
+    for _ in range(len(ring) - 1):
         facing = zip(ring[:half], reversed(ring[half:]), strict=True)
-        pairs = [(a, b) for a, b in facing if a is not None and b is not None]
-        yield tuple(pair if (number + place) % 2 == 0 else pair[::-1] for place, pair in enumerate(pairs))
+        pairs = [sorted((a, b), key=place.__getitem__) for a, b in facing if a is not None and b is not None]
+        yield tuple((a, b) if (place[a] + place[b]) % 2 else (b, a) for a, b in pairs)
         ring = [ring[0], ring[-1], *ring[1:-1]]
 
 
