@@ -5,6 +5,10 @@
   agent/<hash>/                 the same unpacked: PYTHONPATH of the workers
   code/<tree-hash>/             pushed source, shared by runs, never run in; renamed into place when whole
   cache/                        verified copies of shards
+  env/<hash>/                   an environment made by `hosts bootstrap`; whole once ready.json is there
+  env/by/<request>              link to the environment that stands for what a job asks for
+  wheels/<sha256>/<name>        files that environments are made from
+  python/default                link to the interpreter for us, where the host's own `python3` does not do
   drained.json                  Drained: its presence keeps new runs off this host
   runs/<run-id>/
     node.json                   NodeSpec: what this host was told (no secrets)
@@ -64,6 +68,18 @@ class HostLayout:
         return posixpath.join(self.workdir, "runs")
 
     @property
+    def envs(self) -> str:
+        return posixpath.join(self.workdir, "env")
+
+    @property
+    def wheels(self) -> str:
+        return posixpath.join(self.workdir, "wheels")
+
+    @property
+    def pythons(self) -> str:
+        return posixpath.join(self.workdir, "python")
+
+    @property
     def drained(self) -> str:
         return posixpath.join(self.workdir, DRAINED)
 
@@ -75,6 +91,15 @@ class HostLayout:
 
     def agent_dir(self, agent_hash: str) -> str:
         return posixpath.join(self.agents, agent_hash)
+
+    def env(self, env_hash: str) -> str:
+        return posixpath.join(self.envs, env_hash)
+
+    def env_by(self, request: str) -> str:
+        return posixpath.join(self.envs, "by", request)
+
+    def wheel(self, sha256: str, name: str) -> str:
+        return posixpath.join(self.wheels, sha256, name)
 
     def run(self, run_id: str) -> RunLayout:
         return RunLayout(posixpath.join(self.runs, run_id))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from llmctl import errors
 from llmctl.controller.backends.archive import AgentArchive
+from llmctl.controller.backends.talk import EndedError, Talk
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.base import Completed, Stream, Transport
 from llmctl.controller.transport.files import push_file
@@ -39,13 +40,17 @@ MISSING = 97
 NO_PYTHON = 127
 UNKNOWN_RUN = 3
 
-# $1 workdir, $2 interpreter, $3 agent hash, $4 its size, then the agent's own arguments.
+# $1 workdir, $2 interpreter, $3 agent hash, $4 its size, $5 a module to run instead of the agent itself, or
+# nothing; then its arguments.
 CALL = r"""
-W=$1; PY=$2; A=$3; SIZE=$4; shift 4
+W=$1; PY=$2; A=$3; SIZE=$4; M=$5; shift 5
 case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
-case $PY in "~/"*) PY=$HOME/${PY#??};; esac
+case $PY in "~/"*) PY=$HOME/${PY#??};; python3) [ ! -x "$W/python/default" ] || PY=$W/python/default;; esac
 HAVE=$({ wc -c <"$W/agent/$A.pyz"; } 2>/dev/null)
 [ ${HAVE:-0} -eq "$SIZE" ] || { printf '%s\n' "$W" >&2; exit 97; }
+if [ -n "$M" ]; then
+  cd "$W/agent" && PYTHONPATH=$W/agent/$A.pyz${PYTHONPATH:+:$PYTHONPATH} exec "$PY" -u -m "$M" "$@"
+fi
 exec "$PY" -I "$W/agent/$A.pyz" --workdir "$W" "$@"
 """
 
@@ -106,6 +111,31 @@ class AgentClient:
                 done = stream.wait(deadline_s=15.0)
             self._judge(done, "follow", push_missing=not pushed)
 
+    def converse(
+        self, verb: list[str], hello: type[T], *, stage: str, module: str = "", deadline_s: float = 60.0
+    ) -> tuple[Talk, T]:
+        """Start a verb that is spoken with line by line, and hear its first line. The caller closes the talk.
+
+        Args:
+            module: run this module of the archive instead, with the packages of the host's interpreter.
+        """
+        for pushed in (False, True):
+            stream = self._transport.open(self._argv(verb, module), stage=stage)
+            talk = Talk(stream, host=self._host.name, stage=stage)
+            try:
+                return talk, talk.hear(hello, deadline_s=deadline_s)
+            except EndedError as ended:
+                talk.close()
+                self._judge(ended.done, stage, push_missing=not pushed)
+            except BaseException:
+                talk.close()
+                raise
+        raise RemoteCommandError("it ended without a word", host=self._host.name, stage=stage)
+
+    def ended(self, error: EndedError, stage: str) -> LlmctlError:
+        """Why a conversation ended early."""
+        return self._error(error.done, stage)
+
     def _frames(self, stream: Stream, data: bytes) -> Iterator[Frame]:
         while data:
             *lines, rest = data.split(b"\n")
@@ -125,9 +155,9 @@ class AgentClient:
             self._judge(done, stage, push_missing=False)
         return codec.loads(reply, done.stdout)
 
-    def _argv(self, verb: list[str]) -> list[str]:
+    def _argv(self, verb: list[str], module: str = "") -> list[str]:
         host, archive = self._host, self._archive
-        fixed = [host.workdir, host.python, archive.hash, str(len(archive.data))]
+        fixed = [host.workdir, host.python, archive.hash, str(len(archive.data)), module]
         return ["sh", "-c", CALL, "llmctl", *fixed, *verb]
 
     def _judge(self, done: Completed, stage: str, *, push_missing: bool) -> bool:

@@ -18,6 +18,7 @@ from llmctl.controller.config.inventory import select_hosts
 from llmctl.controller.config.models import DataSection, JobFile, TrainSection
 from llmctl.controller.config.overrides import NO_OVERRIDES, JobOverrides, apply_overrides
 from llmctl.controller.config.places import expand
+from llmctl.controller.config.requirements import requirements_of
 from llmctl.controller.config.secrets import refuse_password_in_uri, secret_notes, split_secrets
 from llmctl.controller.config.types import Host, Inventory, RunConfig
 from llmctl.controller.config.yamlfile import read_yaml
@@ -75,7 +76,7 @@ def resolve(
         written = _inference_only(written)
     _check_env_names(written)
     merged, secrets = split_secrets(written, environ)
-    merged = _with_absolute_uris(merged, base)
+    merged = _with_packages(_with_absolute_uris(merged, base), base)
     if not inference:
         _check_work(merged, base)
     secrets.update(_accounts(merged, environ, uris))
@@ -118,6 +119,14 @@ def again(job: JobFile, hosts: tuple[Host, ...], *, environ: Mapping[str, str], 
     secrets.update(_accounts(merged, environ, ()))
     passed = {name: environ[name] for name in merged.env.pass_ if name in environ}
     return RunConfig(hosts=hosts, job=merged, base=base, env={**passed, **merged.env.set}, secrets=secrets)
+
+
+def _with_packages(job: JobFile, base: Path) -> JobFile:
+    """The packages themselves instead of the file that names them: a run's record is whole without it."""
+    wanted = requirements_of(job.env, base)
+    if wanted is None:
+        return job
+    return job.model_copy(update={"env": job.env.model_copy(update={"requirements": list(wanted.lines)})})
 
 
 def _accounts(job: JobFile, environ: Mapping[str, str], more: Sequence[str]) -> dict[str, str]:

@@ -7,47 +7,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
+from llmctl.controller.config.attempts import RestartsSection, WatchSection
+from llmctl.controller.config.fields import (
+    PYTHON_VERSION,
+    TORCH_BUILD,
+    Addr,
+    EnvName,
+    Filled,
+    HostName,
+    LabelName,
+    LabelValue,
+    Name,
+    Strict,
+    Text,
+)
+from llmctl.controller.config.inference import InferSection
 from llmctl.wire.model import SIZES
-
-NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
-HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
-ADDR = r"^[^\s\x00@,;'\"/\\-][^\s\x00@,;'\"/\\]*$"
-ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-LABEL_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
-LABEL_VALUE = r"^[A-Za-z0-9._-]{1,64}$"
-HANG = r"^(auto|off|[0-9]+(\.[0-9]+)?[smh])$"
-TEXT = r"^[^\x00]*$"
-FILLED = r"^[^\x00]+$"
-
-PATTERN_WORDS = {
-    NAME: "lower-case letters, digits and `-` (1 to 48)",
-    HOST_NAME: "letters, digits, `.`, `_` and `-` (1 to 64), a letter or digit first and last",
-    ADDR: "an address or alias, without user, port or spaces",
-    ENV_NAME: "the name of an environment variable: letters, digits and `_`, no digit first",
-    LABEL_VALUE: "letters, digits, `.`, `_` and `-` (1 to 64); a number in quotes",
-    HANG: "auto, off, or a time such as 90s, 5m or 1h",
-    TEXT: "text without a NUL character",
-    FILLED: "text that is not empty, without a NUL character",
-}
-"""What an error says of a text that does not fit its pattern."""
-
-Name = Annotated[str, StringConstraints(pattern=NAME)]
-HostName = Annotated[str, StringConstraints(pattern=HOST_NAME)]
-Addr = Annotated[str, StringConstraints(pattern=ADDR)]
-EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
-Text = Annotated[str, StringConstraints(pattern=TEXT)]
-"""Any text that can be an argument, a path or a variable's value: those end at a NUL."""
-LabelName = Annotated[str, StringConstraints(pattern=LABEL_NAME)]
-LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
-Filled = Annotated[str, StringConstraints(pattern=FILLED)]
-
-
-class Strict(BaseModel):
-    """An unknown key is an error; a value of the wrong type is not converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class HostDefaults(Strict):
@@ -114,6 +91,21 @@ class EnvSection(Strict):
     secrets: list[EnvName] = Field(
         default_factory=list,
         description="taken from your shell, sent on the agent's stdin, never written or shown",
+    )
+    requirements: Filled | list[Filled] | None = Field(
+        None,
+        description="packages of the ranks: a requirements file, relative to this file, or a list; "
+        "`llmctl hosts bootstrap` makes an environment of them, `train` uses it",
+    )
+    kind: Literal["venv", "system"] = Field(
+        "venv", description="venv: an environment of its own; system: the packages of the host's `python`"
+    )
+    python: Annotated[str, StringConstraints(pattern=PYTHON_VERSION)] | None = Field(
+        None, description="Python of the environment, such as `'3.12'`; else the newest that is there"
+    )
+    torch: Annotated[str, StringConstraints(pattern=TORCH_BUILD)] = Field(
+        "auto",
+        description="build of torch: auto (by driver), `default` (the index's own), cpu, cu128, rocm6.4 …",
     )
 
 
@@ -313,76 +305,6 @@ class CheckpointSection(Strict):
     )
     verify_upload: bool = Field(True, description="read it back from a remote store before it counts")
     resume: bool = Field(True, description="continue from the last committed one")
-
-
-class InferParallel(Strict):
-    """How the ranks of one replica share the model."""
-
-    tp: int = Field(1, ge=1, description="ranks that share each matrix, best on one host")
-    pp: int = Field(1, ge=1, description="ranks that hold some of the layers each")
-
-
-class InferSection(Strict):
-    """`llmctl infer`: which model, in how many copies, and its limits."""
-
-    model: Filled = Field(
-        description="a Hugging Face folder or a run's checkpoint, as a path or URL that every host can read"
-    )
-    name: Filled | None = Field(None, description="what clients call it; else the last part of `model`")
-    parallel: InferParallel = Field(default_factory=InferParallel, description="layout of each replica")
-    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="copies of the model; auto: as many as the hosts' slots hold"
-    )
-    engine: Literal["builtin"] = Field("builtin", description="what computes")
-    dtype: Literal["bf16", "fp32"] = Field("bf16", description="of weights and cache")
-    max_batch: int = Field(16, ge=1, description="requests that one replica works on at once")
-    max_tokens: int = Field(2048, ge=2, description="prompt and answer of one request together, at most")
-    queue: int = Field(256, ge=0, description="requests that may wait; `serve` refuses more with 429")
-    part_lines: int = Field(256, ge=1, description="input lines per output file of `batch`")
-    hang_s: float = Field(
-        60.0, gt=0, description="a replica that has work and is silent for so long is started anew"
-    )
-    start_s: float = Field(600.0, gt=0, description="seconds that a replica may take to load the model")
-    max_restarts: int = Field(5, ge=0, description="of one replica in a row, before it is given up")
-    check: bool = Field(True, description="compare logits with one process's before a layout serves")
-    threads: int | None = Field(None, ge=1, description="CPU threads per rank; else cores / slots")
-    grace_s: float = Field(30.0, ge=0, description="seconds that a stop gives requests to finish")
-class RestartsSection(Strict):
-    """What follows an attempt that failed: the next one, by itself, from the last committed checkpoint."""
-
-    max: int | None = Field(
-        None, ge=0, description="attempts after the first; else 3 for the recipe, 0 for your own script"
-    )
-    no_retry_on: list[int | Text] = Field(
-        default_factory=list,
-        description="exit codes, and texts in a rank's last lines, that end the run; 93 always does",
-    )
-    backoff_s: float = Field(5.0, ge=0, description="seconds before the second attempt; doubled each time")
-    min_nodes: int | None = Field(
-        None, ge=1, description="go on with so many hosts when others are lost; else only with all of them"
-    )
-    wait_for_hosts_s: float = Field(600.0, ge=0, description="how long lost hosts are waited for")
-    lease_s: float = Field(
-        30.0,
-        ge=15,
-        description="with `min_nodes`: a host that hears no supervisor for so long ends its ranks",
-    )
-
-
-class WatchSection(Strict):
-    """Ranks that hang, and hosts that are slow."""
-
-    hang: Annotated[str, StringConstraints(pattern=HANG)] = Field(
-        "auto",
-        description="time without a step that is a hang: `90s`, `5m`, `1h`; off; auto: from the steps "
-        "measured, at least 2 minutes",
-    )
-    policy: Literal["restart", "stop"] = Field(
-        "restart", description="of a hang: the attempt ends and may be followed by another, or the run ends"
-    )
-    straggler: float = Field(
-        1.3, gt=1, description="a host this many times slower than the others' median is named in `status`"
-    )
 
 
 class JobFile(Strict):

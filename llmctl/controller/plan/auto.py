@@ -35,17 +35,19 @@ def planned_recipe(
     ranks: Mapping[str, int],
     facts: Mapping[str, HostFacts],
     vocabulary: int | None,
+    given: Given = Given(),  # noqa: B008 - frozen
 ) -> Planned:
     """`recipe` with its layout, and with the memory that a rank should need where that can be known.
 
     Args:
         ranks: how many on each host, in rank order.
         vocabulary: tokens of the corpus; None: it can't be read from here.
+        given: what was measured of the machines.
 
     Raises:
         ConfigError: the layout that the job asks for can't work. PreflightError: `auto`, and none can.
     """
-    fleet = probed_fleet(dict(ranks), dict(facts), Given())
+    fleet = probed_fleet(dict(ranks), dict(facts), given)
     question = Question(
         model=shape(recipe, vocabulary or USUAL_VOCABULARY),
         recipe=recipe,

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmctl.controller.config.inference import InferSection
 from llmctl.controller.config.job import job_for_record
-from llmctl.controller.config.models import InferSection
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.network import interface, master_address, own_address
 from llmctl.controller.plan.plan import Identity, Plan, ranks_of, shared_threads

@@ -134,12 +134,19 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What a person measured and says; None: it is assumed. `flops`: per rank and second, reached."""
+    """What was measured, or what a person says; None: it is assumed.
+
+    Attributes:
+        between, latency: of a host's network, bytes per second and seconds.
+        flops: per rank and second, reached.
+        measured: where `between` comes from, if it was not a person who gave it.
+    """
 
     between: float | None = None
     inside: float | None = None
     latency: float | None = None
     flops: float | None = None
+    measured: str = ""
 
 
 def fake_fleet(text: str, given: Given) -> Fleet:
@@ -238,8 +245,11 @@ def _fleet(machines: tuple[Machine, ...], given: Given, notes: list[str]) -> Fle
     between = given.between or (0.125 * GB if is_cpu else 12.5 * GB)
     if given.between is None and len(machines) > 1:
         notes.append(
-            f"{between * 8 / GB:.0f} Gbit/s between hosts, assumed (--bandwidth says what is measured)"
+            f"{between * 8 / GB:.0f} Gbit/s between hosts, assumed (llmctl hosts map measures it, "
+            "--bandwidth says it)"
         )
+    if given.measured and len(machines) > 1:
+        notes.append(f"{between * 8 / GB:.1f} Gbit/s between hosts: {given.measured}")
     latency = given.latency or (200e-6 if is_cpu else 30e-6)
     links = Links(between=between, latency_inside=50e-6 if is_cpu else 10e-6, latency_between=latency)
     return Fleet(machines=machines, links=links, notes=tuple(notes))

@@ -9,6 +9,7 @@ from llmctl.controller.config.job import job_for_record
 from llmctl.controller.config.models import JobFile, LoraSection
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.auto import planned_recipe
+from llmctl.controller.plan.machines import Given
 from llmctl.controller.plan.network import interface, master_address, own_address
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
@@ -38,7 +39,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One attempt of one run, node by node, in rank order. `layout_why`: the rule that chose the layout."""
+    """One attempt of one run, node by node, in rank order. `layout_why`: the rule that chose the layout.
+
+    `network_why`: what of a network map was used; empty: none.
+    """
 
     run_id: str
     attempt: int
@@ -48,6 +52,7 @@ class Plan:
     backend: str
     nodes: tuple[NodeSpec, ...]
     layout_why: str = ""
+    network_why: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -67,12 +72,17 @@ class Plan:
 
 
 def plan_run(
-    config: RunConfig, facts: Mapping[str, HostFacts], identity: Identity, vocabulary: int | None = None
+    config: RunConfig,
+    facts: Mapping[str, HostFacts],
+    identity: Identity,
+    vocabulary: int | None = None,
+    given: Given = Given(),  # noqa: B008 - frozen
 ) -> Plan:
     """The plan of one attempt; every host is known to be fit (`preflight.job_problems` is empty).
 
     Args:
         vocabulary: tokens of the corpus, where it can be read from here.
+        given: what was measured of the machines.
 
     Raises:
         PreflightError: no address or no free port for the master, or more ranks than samples.
@@ -85,7 +95,7 @@ def plan_run(
         raise PreflightError("no free TCP port was found", host=first.host, stage="plan")
     peers = _peers(config.hosts, facts, master)
     world = sum(peer.nproc for peer in peers)
-    recipe, why = _recipe(config.job, peers, facts, vocabulary)
+    recipe, why = _recipe(config.job, peers, facts, vocabulary, given)
     nodes = tuple(
         _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend, recipe)
         for host, peer in zip(config.hosts, peers, strict=True)
@@ -214,13 +224,17 @@ def data_sources(job: JobFile) -> tuple[DataSource, ...]:
 
 
 def _recipe(
-    job: JobFile, peers: tuple[Peer, ...], facts: Mapping[str, HostFacts], vocabulary: int | None
+    job: JobFile,
+    peers: tuple[Peer, ...],
+    facts: Mapping[str, HostFacts],
+    vocabulary: int | None,
+    given: Given,
 ) -> tuple[RecipeSpec | None, str]:
     """The recipe with the layout of all ranks, and why this one; (None, "") for a script."""
     if job.train.script is not None:
         return None, ""
     ranks = {peer.host: peer.nproc for peer in peers}
-    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary)
+    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary, given)
     return planned.recipe, planned.why
 
 

@@ -47,6 +47,11 @@ done
 _TAIL = r"""
 sec python
 case $PY in "~/"*) PY=$HOME/${PY#??};; esac
+case $PY in
+  # By its own name: the link may lead to another environment tomorrow.
+  */env/by/*/bin/python) D=$(cd -P -- "${PY%/bin/python}" 2>/dev/null && pwd) && PY=$D/bin/python;;
+  python3) [ ! -x "$W/python/default" ] || PY=$W/python/default;;
+esac
 "$PY" -c "$5" "$TARGET" 2>&1
 """
 
