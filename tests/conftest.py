@@ -16,6 +16,7 @@ from tests.lab import hdfs as hdfs_lab
 from tests.lab.ceph import Ceph
 from tests.lab.hdfs import Hdfs
 from tests.lab.hosts import Lab, try_up
+from tests.lab.state import traits
 from tests.scheduling import scheduler
 
 # A busy machine is no reason to fail: no test here is about time.
@@ -83,11 +84,11 @@ def _no_fault_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None
     Nor is a host that it left changed, which would fail another test in one order of many: that is said here.
     """
     lab: Lab | None = request.getfixturevalue("lab") if "lab" in request.fixturenames else None
-    before = lab.traits() if lab else None
+    before = traits(lab) if lab else None
     yield
     if lab:
         lab.restore()
-        assert lab.traits() == before, "this test left a host other than it found it"
+        assert traits(lab) == before, "this test left a host other than it found it"
     for name in ("ceph", "hdfs"):
         if name in request.fixturenames and "stores_fault" in request.keywords:
             request.getfixturevalue(name).restore()

@@ -14,6 +14,7 @@ import pytest
 from tests.integration import scripts
 from tests.integration.cluster import Cluster
 from tests.lab.hosts import Lab
+from tests.lab.state import mounted, rewritten
 
 pytestmark = pytest.mark.hosts
 
@@ -45,17 +46,6 @@ def tool(lab: Lab, name: str, text: str) -> Iterator[None]:
         yield
     finally:
         path.unlink()
-
-
-@contextmanager
-def mounted(lab: Lab, target: str, *options: str) -> Iterator[None]:
-    """A mount on node1 for a while."""
-    lab.on_host("node1", ["mkdir", "-p", target], check=True)
-    lab.on_host("node1", ["mount", *options, target], check=True)
-    try:
-        yield
-    finally:
-        lab.on_host("node1", ["umount", "-l", target], check=True)
 
 
 def checked(cluster: Cluster, *argv: str, expect: int | None = 0) -> dict[str, Any]:
@@ -112,7 +102,7 @@ def test_a_read_only_home_is_told_with_the_way_out(cluster: Cluster, lab: Lab) -
     """Exit 10 with the system's own words, and `workdir:`; with that set, the home is a warning only."""
     home = "/home/trainer"
     cluster.write_hosts(b={"user": "trainer", "python": "/usr/bin/python3"})
-    with mounted(lab, home, "--bind", home):
+    with mounted(lab, "node1", home, "--bind", home):
         lab.on_host("node1", ["mount", "-o", "remount,bind,ro", home], check=True)
         done = cluster.run("hosts", "check", expect=10)
         assert "Read-only file system" in done.stderr
@@ -127,7 +117,7 @@ def test_a_read_only_home_is_told_with_the_way_out(cluster: Cluster, lab: Lab) -
 
 def test_no_space_and_noexec_are_told(cluster: Cluster, lab: Lab) -> None:
     """A workdir of 4 MB is unfit; one that may not execute is worth a warning."""
-    with mounted(lab, "/srv/small", "-t", "tmpfs", "-o", "size=4m,noexec", "tmpfs"):
+    with mounted(lab, "node1", "/srv/small", "-t", "tmpfs", "-o", "size=4m,noexec", "tmpfs"):
         cluster.write_hosts(b={"workdir": "/srv/small/w"})
         found = checked(cluster, expect=10)
     assert "MB free in /srv/small/w" in found["b"]["problems"][0]
@@ -148,13 +138,8 @@ def test_an_ordinary_user_sees_as_much_as_it_may(cluster: Cluster, lab: Lab) -> 
 @pytest.mark.parametrize(("line", "words"), [("127.0.1.1 node1", "127.0.1.1"), ("", "does not resolve")])
 def test_debians_name_for_itself_is_a_warning(cluster: Cluster, lab: Lab, line: str, words: str) -> None:
     """torchrun by hand hangs on it; llmctl does not, so it is no more than a warning."""
-    hosts = lab.path("node1", "/etc/hosts")
-    before = hosts.read_text()
-    hosts.write_text(f"127.0.0.1 localhost\n{line}\n")
-    try:
+    with rewritten(lab, "node1", "/etc/hosts", f"127.0.0.1 localhost\n{line}\n"):
         found = checked(cluster)
-    finally:
-        hosts.write_text(before)
     (told,) = [v["message"] for v in found["b"]["verdicts"] if v["about"] == "name"]
     assert words in told
 

@@ -13,6 +13,7 @@ import pytest
 from tests.integration import scripts
 from tests.integration.cluster import Cluster
 from tests.lab.hosts import Lab
+from tests.lab.state import rewritten
 
 pytestmark = pytest.mark.hosts
 
@@ -25,11 +26,9 @@ def cluster(tmp_path: Path, lab: Lab) -> Cluster:
 @pytest.fixture
 def other_machine_id(lab: Lab) -> Iterator[str]:
     """node1 is another machine for a while, behind the same address and host key (a cloned disk)."""
-    file = lab.path("node1", "/etc/machine-id")
-    before, other = file.read_text(), uuid.uuid4().hex
-    file.write_text(other + "\n")
-    yield other
-    file.write_text(before)
+    other = uuid.uuid4().hex
+    with rewritten(lab, "node1", "/etc/machine-id", other + "\n"):
+        yield other
 
 
 def pinned(cluster: Cluster) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ from llmctl.controller.transport.pushmemory import PushMemory
 from llmctl.controller.transport.tree import scan
 from llmctl.errors import DeadlineError, HostUnreachableError, TransferError
 from tests.lab.hosts import Lab
+from tests.lab.state import mounted
 
 pytestmark = pytest.mark.hosts
 A = Host(name="a", addr="node0")
@@ -80,19 +81,9 @@ def await_no_receiver(lab: Lab, workdir: str) -> None:
     assert left == ""
 
 
-@contextmanager
-def small_disk(lab: Lab, folder: str, size: str) -> Iterator[None]:
-    """A file system of that size on node0's folder for a while."""
-    lab.on_host("node0", ["mount", "-t", "tmpfs", "-o", f"size={size}", "small", folder], check=True)
-    try:
-        yield
-    finally:
-        lab.on_host("node0", ["umount", "-l", folder], check=True)
-
-
 def test_full_disk(in_lab: Lab, transport: Transport, root: Path, workdir: str, tmp_path: Path) -> None:
     """A full disk is named as such; nothing is left, and with room the push works."""
-    with small_disk(in_lab, workdir, "8m"):
+    with mounted(in_lab, "node0", workdir, "-t", "tmpfs", "-o", "size=8m", "small"):
         with pytest.raises(TransferError) as caught:
             push(transport, root, workdir, tmp_path / "cache")
         assert caught.value.line() == "a: push: No space left on device"
@@ -106,7 +97,7 @@ def test_full_disk(in_lab: Lab, transport: Transport, root: Path, workdir: str, 
 def test_full_disk_for_a_file(in_lab: Lab, transport: Transport, workdir: str) -> None:
     """A single file on a full disk: the reason, and the old content stays."""
     show = ["sh", "-c", f"ls -A {workdir}; cat {workdir}/spec.json"]
-    with small_disk(in_lab, workdir, "1m"):
+    with mounted(in_lab, "node0", workdir, "-t", "tmpfs", "-o", "size=1m", "small"):
         push_file(transport, b"old", f"{workdir}/spec.json")
         with pytest.raises(TransferError, match="No space left"):
             push_file(transport, bytes(2 << 20), f"{workdir}/spec.json")

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sysconfig
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from llmctl.storage.corpus.shard import shard
 from tests.integration import scripts
 from tests.integration.cluster import Cluster, until
 from tests.lab.hosts import Lab
+from tests.lab.state import mounted, rewritten
 
 pytestmark = pytest.mark.hosts
 
@@ -71,16 +73,12 @@ def test_an_unmodified_script_runs_whatever_the_hosts_call_themselves(
     cluster: Cluster, lab: Lab, name: str
 ) -> None:
     """Debian's 127.0.1.1 line, or no line at all, must not hang the rendezvous."""
-    files = [lab.path(host, "/etc/hosts") for host in lab.names]
-    before = [file.read_text() for file in files]
-    for host, file in zip(lab.names, files, strict=True):
-        file.write_text("127.0.0.1 localhost\n" + name.format(host=host) + "\n")
     cluster.write_script(scripts.DDP)
-    try:
+    with ExitStack() as names:
+        for host in lab.names:
+            lines = "127.0.0.1 localhost\n" + name.format(host=host) + "\n"
+            names.enter_context(rewritten(lab, host, "/etc/hosts", lines))
         done = cluster.run("train", "--", "--steps", "2")
-    finally:
-        for file, text in zip(files, before, strict=True):
-            file.write_text(text)
     assert "succeeded" in done.stdout
     assert "a:0 step 1 rank 0/2" in done.stderr
     assert "b:1 step 1 rank 1/2" in done.stderr
@@ -204,23 +202,17 @@ def test_a_host_without_python_is_named(cluster: Cluster) -> None:
 def test_a_full_disk_is_told_before_anything_starts(cluster: Cluster, lab: Lab) -> None:
     """Exit 10: how much is free, how much is needed."""
     cluster.write_script(scripts.SLEEPER, **DIRECT)
-    small = "mkdir -p /srv/small && mount -t tmpfs -o size=4m tmpfs /srv/small"
-    lab.on_host("node1", ["sh", "-c", small], check=True)
-    try:
+    with mounted(lab, "node1", "/srv/small", "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
         cluster.write_hosts(b={"workdir": "/srv/small/w"})
         told = cluster.run("train", expect=10).stderr
         assert re.search(r"b: check: only \d MB free in /srv/small/w", told), told
-    finally:
-        lab.on_host("node1", ["umount", "-l", "/srv/small"], check=True)
 
 
 def test_a_push_that_fills_the_disk_shows_nothing_half_written(cluster: Cluster, lab: Lab) -> None:
     """No space in the middle of a push: the real reason, no tree, no run."""
     cluster.write_script(scripts.SLEEPER, **DIRECT)
     (cluster.folder / "code/blob").write_bytes(os.urandom(120 << 20))
-    small = "mkdir -p /srv/small && mount -t tmpfs -o size=100m tmpfs /srv/small"
-    lab.on_host("node1", ["sh", "-c", small], check=True)
-    try:
+    with mounted(lab, "node1", "/srv/small", "-t", "tmpfs", "-o", "size=100m", "tmpfs"):
         cluster.write_hosts(b={"workdir": "/srv/small/w"})
         told = cluster.run("train", expect=21).stderr
         assert "b: push:" in told
@@ -228,8 +220,6 @@ def test_a_push_that_fills_the_disk_shows_nothing_half_written(cluster: Cluster,
         code = lab.path("node1", "/srv/small/w/code")
         assert [p.name for p in code.iterdir() if not p.name.startswith(".")] == []
         assert cluster.json("status", "--all")["runs"] == []
-    finally:
-        lab.on_host("node1", ["umount", "-l", "/srv/small"], check=True)
 
 
 def test_an_ordinary_user_is_enough(cluster: Cluster, lab: Lab) -> None:

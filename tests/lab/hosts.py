@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -156,26 +155,6 @@ class Lab:
     def path(self, name: str, path: str) -> Path:
         """A file of a running host, seen from this machine."""
         return Path(f"/proc/{self._machines[name].pid}/root") / path.lstrip("/")
-
-    def traits(self) -> dict[str, dict[str, object]]:
-        """What tests could leave changed on the hosts: names, keys, programs, addresses and mounts."""
-        return {name: self._traits(name) for name in self.names}
-
-    def _traits(self, name: str) -> dict[str, object]:
-        kept = (
-            "/etc/hosts",
-            "/etc/machine-id",
-            "/root/.ssh/authorized_keys",
-            "/home/trainer/.ssh/authorized_keys",
-        )
-        process = Path(f"/proc/{self._machines[name].pid}")
-        addresses = re.findall(r"\|-- (\S+)\n\s+/32 host LOCAL", (process / "net/fib_trie").read_text())
-        return {
-            **{path: self.path(name, path).read_text() for path in kept},
-            "programs": sorted(file.name for file in self.path(name, "/usr/local/bin").iterdir()),
-            "addresses": sorted(set(addresses)),
-            "mounts": sorted(line.split()[4] for line in (process / "mountinfo").read_text().splitlines()),
-        }
 
     def _client_argv(self, argv: Sequence[str | Path]) -> list[str]:
         return ["nsenter", f"--net={self.net}", "--", *map(str, argv)]

@@ -52,10 +52,11 @@ def look_beside(config: RunConfig) -> Future[Seen]:
 
 
 def look(config: RunConfig, environ: Mapping[str, str]) -> Seen:
-    """Read the manifests of the recipe's remote corpora. A script's data may be anything.
+    """Read the manifests of the recipe's remote corpora, and list in the store of its checkpoints. A script's
+    are not known: what it reads and writes may be anything.
 
     Raises:
-        PreflightError: a corpus is not there or can't be used, for the hosts as for us.
+        PreflightError: one of them is not there or can't be used, for the hosts as for us.
     """
     if config.job.train.script is not None:
         return Seen(corpora={})
@@ -103,9 +104,14 @@ def _holds_for_hosts(error: LlmctlError, uri: str, config: RunConfig, environ: M
         return True
     if isinstance(error, NotFoundError):
         return _is_same_place(uri, config, environ)
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+    if _is_untrusted(error):
         return uri.partition("://")[0] in config.secrets.accounts()
     return isinstance(error.__cause__, PermissionError) and _is_same_account(uri, config)
+
+
+def _is_untrusted(error: LlmctlError) -> bool:
+    """The store's certificate was not accepted."""
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -123,8 +129,7 @@ def _hint(error: LlmctlError, uri: str, config: RunConfig) -> str | None:
     if isinstance(error, (IntegrityError, NotFoundError)):
         return error.hint
     scheme = uri.partition("://")[0]
-    untrusted = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
-    if scheme in config.secrets.accounts() and not untrusted:
+    if scheme in config.secrets.accounts() and not _is_untrusted(error):
         return f"check `{scheme}` of your stores.yaml: " + ", ".join(config.secrets.accounts()[scheme])
     return error.hint
 
