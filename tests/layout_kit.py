@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -49,6 +50,7 @@ class Case:
 
     Attributes:
         resume: a checkpoint folder that lies in the place for checkpoints before it starts.
+        script: a script of one's own with a `prepare(job)`; else the recipe trains.
         until: the step after which it is left alone; 0: its last one.
     """
 
@@ -57,6 +59,7 @@ class Case:
     checkpoints: str
     resume: str = ""
     until: int = 0
+    script: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,14 @@ class Result:
 
 
 def case(
-    base: Path, name: str, spec: ParallelSpec, *, resume: Path | None = None, until: int = 0, **changes: Any
+    base: Path,
+    name: str,
+    spec: ParallelSpec,
+    *,
+    resume: Path | None = None,
+    until: int = 0,
+    script: str = "",
+    **changes: Any,
 ) -> Case:
     """TWENTY with some changes in the layout `spec`. Tensor parallelism alone has larger micro-batches: each
     one costs it dozens of messages."""
@@ -81,7 +91,14 @@ def case(
         changes.setdefault("micro_batch", 6)
     recipe = replace(TWENTY, parallel=spec, **changes)
     place = str(base / "checkpoints" / name)
-    return Case(name=name, recipe=recipe, checkpoints=place, resume=str(resume or ""), until=until)
+    return Case(
+        name=name,
+        recipe=recipe,
+        checkpoints=place,
+        resume=str(resume or ""),
+        until=until,
+        script=script,
+    )
 
 
 def run_worlds(base: Path, corpus: Path, worlds: Sequence[World]) -> dict[str, Result]:
@@ -194,10 +211,11 @@ def _rank(world: dict[str, Any], spec: NodeSpec) -> None:
 def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, Any]:
     """Train as `llmctl.worker.train` does, in this process."""
     from llmctl.errors import LlmctlError
+    from llmctl.worker.job import Job as WorkerJob
     from llmctl.worker.loop import Loop
     from llmctl.worker.metrics import Metrics
+    from llmctl.worker.recipe import build
     from llmctl.worker.stop import StopSignal
-    from llmctl.worker.trainer import build
 
     attempt = Path(RunLayout(str(folder / "run")).attempt(spec.attempt).root)
     attempt.mkdir(parents=True, exist_ok=True)
@@ -207,9 +225,17 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
     path = folder / "metrics.jsonl"
     metrics = Metrics(path=str(path) if session.is_first else None, speaks=False)
     here = replace(spec, checkpoint_uri=now.checkpoints)
+    job = WorkerJob(
+        spec=here,
+        recipe=now.recipe,
+        session=session,
+        run_dir=str(folder / "run"),
+        metrics=metrics,
+        stop=StopSignal(),
+    )
     digests, error = {}, ""
     try:
-        training = build(here, now.recipe, session, str(folder / "run"), metrics, StopSignal())
+        training = prepare(now.script, job)._training if now.script else build(job)
         digests = _digests(training, session) if training.done else {}
         _run(Loop(training), now, training)
         training.batches.close()
@@ -227,6 +253,16 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
         "error": error,
         "journals": [path.name for path in attempt.glob("consumed-*.jsonl")],
     }
+
+
+def prepare(script: str, job: Any) -> Any:
+    """What the script's `prepare` makes of the job."""
+    found = importlib.util.spec_from_file_location("own_script", script)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.prepare(job)
 
 
 def _run(loop: Any, now: Case, training: Any) -> None:

@@ -6,6 +6,8 @@ So no cut into ranks, micro-batches or pipeline pieces can change the result.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,6 +17,16 @@ IGNORE = -100
 """A target that counts for nothing: padding, and micro-batches that only keep ranks in step."""
 
 AGGREGATIONS = ("tokens", "samples", "mean")
+
+
+class Loss(Protocol):
+    """What a step needs of a loss."""
+
+    def begin(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at this rank's whole share of a step; (its weight, how much of what `status` counts)."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor:
+        """The loss sum of one micro-batch; targets that are IGNORE throughout count for nothing."""
 
 
 class Objective:
