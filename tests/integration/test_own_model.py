@@ -33,7 +33,7 @@ SETTINGS = {
     "global_batch": 10,  # by two: five samples each, in micro-batches of 3 and 2
     "micro_batch": 3,
     "checkpoint_every": 4,
-    "optimizer": OptimizerSpec(lr=3e-3, warmup_steps=2),
+    "optimizer": OptimizerSpec(lr=5e-4, warmup_steps=2),
     "self_check": True,
 }
 

@@ -114,7 +114,8 @@ class OwnArchitecture:
         from llmctl.worker.parallel.shard import shard_parameters
 
         names = matching([name for name, _ in stage.named_modules()], self.plan.blocks)
-        blocks = [stage.get_submodule(name) for name in names]
+        # The inner ones first: what an outer one finds sharded it leaves alone.
+        blocks = [stage.get_submodule(name) for name in reversed(names)]
         shard_parameters(stage, blocks, seat.shard_mesh, bf16=False, keep=seat.spec.pp > 1)
 
 

@@ -29,5 +29,10 @@ class Plan:
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """Those of `names` that one of `patterns` fits."""
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    """Those of `names` that one of `patterns` fits; `*` stands for one part of a name between dots."""
+    return [name for name in names if any(_fits(name, pattern) for pattern in patterns)]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
