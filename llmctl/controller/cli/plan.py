@@ -178,7 +178,7 @@ def _real_fleet(session: Session, config: RunConfig, given: Given) -> Fleet:
     """What the hosts say. Raises HostErrors where any of them can't be asked."""
     from llmctl.controller.execute.facts import facts_of
     from llmctl.controller.plan.machines import probed_fleet
-    from llmctl.controller.plan.plan import ranks_of
+    from llmctl.controller.plan.plan import local_hosts, ranks_of
     from llmctl.controller.probe.facts import HostFacts
     from llmctl.errors import HostErrors, LlmctlError
 
@@ -188,7 +188,8 @@ def _real_fleet(session: Session, config: RunConfig, given: Given) -> Fleet:
     if errors:
         raise HostErrors(errors)
     facts = {name: value for name, value in results.items() if isinstance(value, HostFacts)}
-    return probed_fleet({host.name: ranks_of(host, facts[host.name]) for host in config.hosts}, facts, given)
+    ranks = {host.name: ranks_of(host, facts[host.name]) for host in config.hosts}
+    return probed_fleet(ranks, facts, given, local_hosts(config.hosts))
 
 
 def _show(session: Session, question: Question, top: int) -> None:

@@ -84,7 +84,7 @@ def plan_run(
         raise PreflightError("no free TCP port was found", host=first.host, stage="plan")
     peers = _peers(config.hosts, facts, master)
     world = sum(peer.nproc for peer in peers)
-    recipe, why = _recipe(config.job, peers, facts, vocabulary)
+    recipe, why = _recipe(config, peers, facts, vocabulary)
     nodes = tuple(
         _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend, recipe)
         for host, peer in zip(config.hosts, peers, strict=True)
@@ -105,6 +105,11 @@ def plan_run(
 def ranks_of(host: Host, facts: HostFacts) -> int:
     """Ranks on one host: its slots, else its GPUs, else one."""
     return host.slots or len(facts.gpus) or 1
+
+
+def local_hosts(hosts: tuple[Host, ...]) -> frozenset[str]:
+    """Names of those that are this machine."""
+    return frozenset(host.name for host in hosts if host.is_local)
 
 
 def shared_threads(
@@ -201,13 +206,14 @@ def data_sources(job: JobFile) -> tuple[DataSource, ...]:
 
 
 def _recipe(
-    job: JobFile, peers: tuple[Peer, ...], facts: Mapping[str, HostFacts], vocabulary: int | None
+    config: RunConfig, peers: tuple[Peer, ...], facts: Mapping[str, HostFacts], vocabulary: int | None
 ) -> tuple[RecipeSpec | None, str]:
     """The recipe with the layout of all ranks, and why this one; (None, "") for a script without one."""
+    job = config.job
     ranks = {peer.host: peer.nproc for peer in peers}
     if job.train.script is not None:
         return _script_recipe(job, sum(ranks.values())), ""
-    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary)
+    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary, local_hosts(config.hosts))
     return planned.recipe, planned.why
 
 
