@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from llmctl.errors import ConfigError
@@ -78,7 +78,7 @@ class OwnArchitecture:
         starts = [0, *self._starts([name for name, _ in children], seat.spec.stages)]
         ends = [*starts[1:], len(children)]
         pieces = [children[start:end] for start, end in zip(starts, ends, strict=True)]
-        return [nn.Sequential(OrderedDict(piece)) for piece in pieces[seat.pp :: seat.spec.pp]]
+        return [_Stage(OrderedDict(piece)) for piece in pieces[seat.pp :: seat.spec.pp]]
 
     def _starts(self, names: list[str], stages: int) -> list[int]:
         """Where the second and later stages begin."""
@@ -117,6 +117,15 @@ class OwnArchitecture:
         # The inner ones first: what an outer one finds sharded it leaves alone.
         blocks = [stage.get_submodule(name) for name in reversed(names)]
         shard_parameters(stage, blocks, seat.shard_mesh, bf16=False, keep=seat.spec.pp > 1)
+
+
+class _Stage(nn.Sequential):
+    """Some children of the model, by their names there."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What goes to the next rank must lie in one piece; a recurrent layer's output may not."""
+        output: Tensor = super().forward(input)
+        return output.contiguous()
 
 
 def _check(model: nn.Module) -> None:
