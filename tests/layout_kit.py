@@ -10,12 +10,14 @@ import ctypes
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ DEADLINE_S = 900.0
 
 PR_SET_PDEATHSIG = 1
 
-MOST = 8
+MOST = 12
 """Cases per set of processes: each leaves its process groups behind, with their threads. Taking the groups
 down is no way, because DTensor keeps a mesh of the same form and works on in its groups."""
 
@@ -65,13 +67,19 @@ class Case:
 @dataclass(frozen=True)
 class Result:
     """What a training came to: its losses, gradient norms and notes, and hashes of the state that it began
-    with where that was a checkpoint's."""
+    with where that was a checkpoint's.
+
+    Attributes:
+        rounding: of a self-check, how far the layout's gradient is from one computed in float64, and how
+            far that of one process in float32 is.
+    """
 
     losses: list[float]
     norms: list[float]
     notes: list[str]
     digests: dict[str, str]
     error: str = ""
+    rounding: list[float] = field(default_factory=list)
     journals: list[str] = field(default_factory=list)
 
 
@@ -234,8 +242,10 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
         stop=StopSignal(),
     )
     digests, error = {}, ""
+    rounding: list[float] = []
     try:
-        training = prepare(now.script, job)._training if now.script else build(job)
+        with nullcontext() if now.script else _rounding_told(rounding):
+            training = prepare(now.script, job)._training if now.script else build(job)
         digests = _digests(training, session) if training.done else {}
         _run(Loop(training), now, training)
         training.batches.close()
@@ -251,8 +261,55 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
         "notes": [line["text"] for line in lines if line["kind"] == "note"],
         "digests": digests,
         "error": error,
+        "rounding": rounding,
         "journals": [path.name for path in attempt.glob("consumed-*.jsonl")],
     }
+
+
+@contextmanager
+def _rounding_told(into: list[float]) -> Iterator[None]:
+    """Where the recipe checks itself inside, its two distances from float64 go `into` rank 0's list."""
+    from llmctl.worker.selfcheck import SelfCheck
+
+    compare = SelfCheck._compare
+
+    def measured(check: Any, gradients: Any, weights: Any, weight: float) -> float:
+        if check.precision.bf16 or check.recipe.dropout:
+            return compare(check, gradients, weights, weight)
+        exact = _exact_gradient(check, weights)
+        alone, divisor = check._alone(weights)
+        mine = {name: gradients[name].double() / weight for name in exact}
+        one = {name: p.grad.double() / divisor for name, p in alone.named_parameters()}
+        into.extend((_distance(mine, exact), _distance(one, exact)))
+        return compare(check, gradients, weights, weight)
+
+    SelfCheck._compare = measured  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SelfCheck._compare = compare  # type: ignore[method-assign]
+
+
+def _exact_gradient(check: Any, weights: Any) -> dict[str, Any]:
+    """The gradient of one process that computes in float64."""
+    from llmctl.worker.parallel.layout import Replicas
+
+    layout = Replicas(ParallelSpec(), replace(check.session, rank=0, world=1, host_group=None))
+    model = layout.model(check.architecture, replace(check.recipe, parallel=None), check.precision).double()
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights[name])
+    objective, total = check.objective_of(layout), 0.0
+    for piece in check._shares():
+        total += float(objective.begin(piece.targets)[0])
+        if len(piece.inputs):
+            objective(model(piece.inputs), piece.targets).backward()
+    return {name: p.grad / total for name, p in model.named_parameters()}
+
+
+def _distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Norm of the difference over the norm of `other`."""
+    apart = sum(float((one[name] - other[name]).square().sum()) for name in other)
+    return math.sqrt(apart / sum(float(tensor.square().sum()) for tensor in other.values()))
 
 
 def prepare(script: str, job: Any) -> Any:

@@ -44,8 +44,8 @@ def label(spec: ParallelSpec) -> str:
     return " without ".join([spec.name, *off])
 
 
-RESUMED = [ParallelSpec(dp_shard=2), ParallelSpec(tp=2), ParallelSpec(pp=2), ParallelSpec(dp_replicate=2)]
-RESUMED_UNTIL = 14
+RESUMED = [ParallelSpec(dp_shard=2), ParallelSpec(tp=2), ParallelSpec(pp=2)]
+RESUMED_UNTIL = 12
 
 
 def givers() -> list[str]:

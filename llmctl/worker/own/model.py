@@ -124,7 +124,7 @@ class _Stage(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """What goes to the next rank must lie in one piece; a recurrent layer's output may not."""
-        output: Tensor = super().forward(input)
+        output: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
         return output.contiguous()
 
 
