@@ -32,7 +32,7 @@ demo: $(RUN_STAMP) ## train a small model on two hosts that are both this machin
 	$(VENV)/bin/llmctl demo $(if $(DATA),--data "$(DATA)")
 
 test: $(DEV_STAMP) packages hadoop lint ## lint, types, import rules, docs, and all tests
-	@$(REQUIRED) $(PY) -m pytest -m 'not slow' $(RERUNS) $(ARGS)
+	@$(REQUIRED) $(PY) -m pytest -m 'not slow' -n 3 --dist loadscope $(RERUNS) $(ARGS)
 
 test-stores: $(DEV_STAMP) packages hadoop ## only the store layer on real servers: Ceph (S3 gateway, CephFS), HDFS
 	@$(REQUIRED) $(PY) -m pytest -m 'stores or stores_fault' $(ARGS)

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -15,6 +16,7 @@ from tests.lab import hdfs as hdfs_lab
 from tests.lab.ceph import Ceph
 from tests.lab.hdfs import Hdfs
 from tests.lab.hosts import Lab, try_up
+from tests.scheduling import scheduler
 
 # A busy machine is no reason to fail: no test here is about time.
 hypothesis.settings.register_profile("llmctl", deadline=None)
@@ -22,6 +24,12 @@ hypothesis.settings.load_profile("llmctl")
 
 # A shell that starts the suite with `&` has it ignore Ctrl-C, and every process below would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share servers stay together."""
+    return scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -33,18 +41,6 @@ def lab() -> Iterator[Lab]:
                 pytest.fail(f"SSH hosts are required here but: {started}")
             pytest.skip(f"no SSH hosts: {started}")
         yield started
-
-
-@pytest.fixture(autouse=True)
-def lab_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The hosts are shared: what a test leaves changed there would fail another one, in one order of many."""
-    if "lab" not in request.fixturenames:
-        yield
-        return
-    lab: Lab = request.getfixturevalue("lab")
-    before = lab.traits()
-    yield
-    assert lab.traits() == before, "this test left a host other than it found it"
 
 
 @pytest.fixture(scope="session")
@@ -82,10 +78,16 @@ def _require_store(name: str, missing: str | None) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_fault_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A partition, a freeze or a dead host of one test is never the next one's surprise."""
+    """A partition, a freeze or a dead host of one test is never the next one's surprise.
+
+    Nor is a host that it left changed, which would fail another test in one order of many: that is said here.
+    """
+    lab: Lab | None = request.getfixturevalue("lab") if "lab" in request.fixturenames else None
+    before = lab.traits() if lab else None
     yield
-    if "lab" in request.fixturenames:
-        request.getfixturevalue("lab").restore()
+    if lab:
+        lab.restore()
+        assert lab.traits() == before, "this test left a host other than it found it"
     for name in ("ceph", "hdfs"):
         if name in request.fixturenames and "stores_fault" in request.keywords:
             request.getfixturevalue(name).restore()

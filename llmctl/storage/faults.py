@@ -26,6 +26,7 @@ _CREDENTIALS = re.compile(
     r"SignatureDoesNotMatch|InvalidAccessKeyId|AccessDenied|Forbidden|ExpiredToken|locate credentials"
 )
 _UNREACHED = re.compile(r"[Cc]onnection refused|Could not connect|No route to host|Name or service not known")
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED|certificate verify failed")
 _URLLIB3 = re.compile(r"Max retries exceeded.*\[Errno -?\d+\] (?P<why>[^'\")]+)")
 """Its text repeats the whole URL before it comes to the point."""
 
@@ -55,6 +56,8 @@ def explain(error: BaseException, action: str, where: str) -> LlmctlError:
 def _hint(error: BaseException, why: str) -> str | None:
     if _CREDENTIALS.search(why):
         return "check the credentials: AWS_* variables, AWS_PROFILE, or the store's entry in stores.yaml"
+    if _UNTRUSTED.search(why):
+        return "a private certificate authority? name its file as `ca` in stores.yaml, or in AWS_CA_BUNDLE"
     if _UNREACHED.search(why):
         return "is the store up and reachable from here, and is its address right?"
     return _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None

@@ -80,29 +80,37 @@ def await_no_receiver(lab: Lab, workdir: str) -> None:
     assert left == ""
 
 
+@contextmanager
+def small_disk(lab: Lab, folder: str, size: str) -> Iterator[None]:
+    """A file system of that size on node0's folder for a while."""
+    lab.on_host("node0", ["mount", "-t", "tmpfs", "-o", f"size={size}", "small", folder], check=True)
+    try:
+        yield
+    finally:
+        lab.on_host("node0", ["umount", "-l", folder], check=True)
+
+
 def test_full_disk(in_lab: Lab, transport: Transport, root: Path, workdir: str, tmp_path: Path) -> None:
     """A full disk is named as such; nothing is left, and with room the push works."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "small", workdir]
-    in_lab.on_host("node0", mount, check=True)
-    with pytest.raises(TransferError) as caught:
-        push(transport, root, workdir, tmp_path / "cache")
-    assert caught.value.line() == "a: push: No space left on device"
-    assert caught.value.hint
-    await_names(in_lab, workdir, [])
-    in_lab.on_host("node0", ["mount", "-o", "remount,size=100m", workdir], check=True)
-    result = push(transport, root, workdir, tmp_path / "cache")
-    await_names(in_lab, workdir, [result.tree_hash])
+    with small_disk(in_lab, workdir, "8m"):
+        with pytest.raises(TransferError) as caught:
+            push(transport, root, workdir, tmp_path / "cache")
+        assert caught.value.line() == "a: push: No space left on device"
+        assert caught.value.hint
+        await_names(in_lab, workdir, [])
+        in_lab.on_host("node0", ["mount", "-o", "remount,size=100m", workdir], check=True)
+        result = push(transport, root, workdir, tmp_path / "cache")
+        await_names(in_lab, workdir, [result.tree_hash])
 
 
 def test_full_disk_for_a_file(in_lab: Lab, transport: Transport, workdir: str) -> None:
     """A single file on a full disk: the reason, and the old content stays."""
-    in_lab.on_host("node0", ["mount", "-t", "tmpfs", "-o", "size=1m", "small", workdir], check=True)
-    push_file(transport, b"old", f"{workdir}/spec.json")
-    with pytest.raises(TransferError, match="No space left"):
-        push_file(transport, bytes(2 << 20), f"{workdir}/spec.json")
-    left = in_lab.on_host(
-        "node0", ["sh", "-c", f"ls -A {workdir}; cat {workdir}/spec.json"], capture_output=True
-    )
+    show = ["sh", "-c", f"ls -A {workdir}; cat {workdir}/spec.json"]
+    with small_disk(in_lab, workdir, "1m"):
+        push_file(transport, b"old", f"{workdir}/spec.json")
+        with pytest.raises(TransferError, match="No space left"):
+            push_file(transport, bytes(2 << 20), f"{workdir}/spec.json")
+        left = in_lab.on_host("node0", show, capture_output=True)
     assert left.stdout == b"spec.json\nold"
 
 

@@ -40,12 +40,12 @@ def place() -> str:
     return f"train-{secrets.token_hex(4)}"
 
 
-def write_job(cluster: Cluster, root: str, **env: object) -> None:
+def write_job(cluster: Cluster, root: str, checkpoints: str | None = None, **env: object) -> None:
     """Data and checkpoints below one root. The ranks' home is another one than the controller's."""
     own = {"HOME": str(cluster.folder / "nobody"), "XDG_CONFIG_HOME": str(cluster.folder / "nobody")}
     cluster.write_job(
         data={"uri": f"{root}/corpus"},
-        checkpoint={"uri": f"{root}/ckpt", "every": 3},
+        checkpoint={"uri": checkpoints or f"{root}/ckpt", "every": 3},
         recipe=RECIPE,
         env={**env, "set": {**own, **env.get("set", {})}},  # type: ignore[dict-item]
     )
@@ -180,6 +180,12 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_starts(
     write_accounts(cluster, {"lab": {key: value for key, value in ceph_account(ceph).items() if key != "ca"}})
     untrusted = cluster.run("train", expect=10)
     assert "CERTIFICATE_VERIFY_FAILED" in untrusted.stderr
+    assert "name its file as `ca` in stores.yaml" in untrusted.stderr
+    write_accounts(cluster, {"lab": ceph_account(ceph)})
+    shard(cluster, f"lab://{ceph.bucket}/{place}")
+    write_job(cluster, f"lab://{ceph.bucket}/{place}", checkpoints="lab://no-such-bucket/ckpt")
+    nowhere = cluster.run("train", expect=10)
+    assert "no-such-bucket: no such bucket" in nowhere.stderr
     assert not list(cluster.folder.glob("host-*/runs/*"))
 
 

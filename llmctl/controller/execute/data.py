@@ -1,6 +1,6 @@
-"""Look at a job's corpora in their stores before anything starts, as far as this machine can see them.
+"""Look at a job's corpora, and at its checkpoints' store, before anything starts, as far as this machine can.
 
-What is wrong there for certain ends the start: no data set, a damaged manifest, an account that is refused.
+What is wrong there for certain ends the start: no data set, a damaged manifest, no bucket, a refused account.
 But the hosts may have a way to the store, or an account, that this machine has not; then what went wrong here
 is only a note, and the first rank has the last word.
 """
@@ -10,17 +10,23 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from llmctl.controller.config.types import RunConfig
 from llmctl.errors import IntegrityError, LlmctlError, NotFoundError, PreflightError
 from llmctl.storage.uris import is_local
 from llmctl.wire.manifests import ShardManifest
 
+T = TypeVar("T")
+
 DEADLINE_S = 15.0
 STAGE = "data"
+
+_NOWHERE = ".llmctl-is-it-there"
+"""A folder that nobody has: listing it costs one request, however many checkpoints there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +57,44 @@ def look(config: RunConfig, environ: Mapping[str, str]) -> Seen:
     Raises:
         PreflightError: a corpus is not there or can't be used, for the hosts as for us.
     """
-    data = config.job.data if config.job.train.script is None else None
-    uris = [entry.uri for entry in data.corpora if not is_local(entry.uri)] if data else []
-    corpora, notes = {}, []
-    for uri in uris:
-        from llmctl.storage.corpus.dataset import read_manifest
-        from llmctl.storage.files import open_store
-
-        try:
-            corpora[uri] = read_manifest(open_store(uri, deadline_s=DEADLINE_S))
-        except LlmctlError as error:
-            if _holds_for_hosts(error, uri, config, environ):
-                raise PreflightError(error.message, hint=_hint(error, uri, config), stage=STAGE) from error
-            notes.append(f"not looked at from here: {error.message}; the hosts will")
+    if config.job.train.script is not None:
+        return Seen(corpora={})
+    data, kept = config.job.data, config.job.checkpoint.uri
+    corpora: dict[str, ShardManifest] = {}
+    notes: list[str] = []
+    for uri in [entry.uri for entry in data.corpora] if data else []:
+        if not is_local(uri) and (manifest := _looked_at(_manifest, uri, config, environ, notes)):
+            corpora[uri] = manifest
+    if kept and not is_local(kept):
+        _looked_at(_listing, kept, config, environ, notes)
     return Seen(corpora=corpora, notes=tuple(notes))
+
+
+def _manifest(uri: str) -> ShardManifest:
+    from llmctl.storage.corpus.dataset import read_manifest
+    from llmctl.storage.files import open_store
+
+    return read_manifest(open_store(uri, deadline_s=DEADLINE_S))
+
+
+def _listing(uri: str) -> None:
+    """A folder that is not there yet is an empty one; a bucket that is not there can't be listed."""
+    from llmctl.storage.files import open_store
+
+    open_store(uri, deadline_s=DEADLINE_S).list(_NOWHERE)
+
+
+def _looked_at(
+    look_at: Callable[[str], T], uri: str, config: RunConfig, environ: Mapping[str, str], notes: list[str]
+) -> T | None:
+    """What `look_at` found; None, and a note, where only this machine may be at fault."""
+    try:
+        return look_at(uri)
+    except LlmctlError as error:
+        if _holds_for_hosts(error, uri, config, environ):
+            raise PreflightError(error.message, hint=_hint(error, uri, config), stage=STAGE) from error
+        notes.append(f"not looked at from here: {error.message}; the hosts will")
+        return None
 
 
 def _holds_for_hosts(error: LlmctlError, uri: str, config: RunConfig, environ: Mapping[str, str]) -> bool:
@@ -93,7 +123,8 @@ def _hint(error: LlmctlError, uri: str, config: RunConfig) -> str | None:
     if isinstance(error, (IntegrityError, NotFoundError)):
         return error.hint
     scheme = uri.partition("://")[0]
-    if scheme in config.secrets.accounts():
+    untrusted = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
+    if scheme in config.secrets.accounts() and not untrusted:
         return f"check `{scheme}` of your stores.yaml: " + ", ".join(config.secrets.accounts()[scheme])
     return error.hint
 
