@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from llmctl.wire.parallel import ParallelSpec
 from llmctl.wire.recipe import OptimizerSpec
 from tests.integration.cluster import Cluster
 from tests.layout_kit import Result, case, run_worlds
+from tests.worker_kit import RECIPE, Job, _spawn
+from tests.worker_kit import Cluster as Host
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
 
@@ -75,6 +78,49 @@ def test_a_model_of_ones_own_trains_alike_in_every_layout(trained: dict[str, Res
     for name, spec in LAYOUTS.items():
         assert max(gaps(alone, trained[name].losses)) < (5e-5 if spec.tp > 1 else 1e-5), name
     assert max(gaps(alone[4:], trained["resumed"].losses)) < 5e-5
+
+
+LOOP = """
+import torch
+from torch import nn
+from llmctl import worker
+
+DATA = [(torch.full((2,), i / 8), torch.tensor([i / 4])) for i in range(8)]
+
+def train(job):
+    run = worker.prepare(
+        job, model=lambda: nn.Linear(2, 1), loss=lambda out, want: (out - want).square().sum(), data=DATA
+    )
+    assert run.mesh is None and len(list(run.model.parameters())) == 2
+    while run.goes_on and run.done < 3:
+        run.step()
+        run.note(f"my step {run.done}")
+        if run.done == 2:
+            run.save()
+    return run.train()
+
+if __name__ == "__main__":
+    worker.main(train)
+"""
+
+
+def test_a_loop_of_ones_own_uses_the_pieces(tmp_path: Path) -> None:
+    """`step`, `note`, `save` and `train` in one script; a setting of the decoder's ends it with exit 93."""
+    (tmp_path / "mine.py").write_text(LOOP)
+    mine = [sys.executable, str(tmp_path / "mine.py")]
+    one = Host(base=tmp_path, corpus=tmp_path)
+    recipe = replace(RECIPE, steps=5, global_batch=4, checkpoint_every=0)
+    one._write_spec(0, recipe, 0, {})
+    ((code, out, err),) = Job([_spawn(mine, one._env(0, 0, 0, 1, 0))]).results()
+    assert code == 0, err
+    assert "my step 3" in out
+    assert one.committed() == ["step-00000002", "step-00000005"]
+    assert len(one.losses()) == 5
+    assert one.losses()[-1] < one.losses()[0]
+    one._write_spec(0, replace(recipe, dropout=0.1), 0, {})
+    ((code, _, err),) = Job([_spawn(mine, one._env(0, 0, 0, 1, 0))]).results()
+    assert code == 93
+    assert err.startswith("error: recipe.dropout is for the built-in decoder")
 
 
 def losses(cluster: Cluster, run: Path) -> dict[int, float]:
