@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from llmctl.worker.objective import IGNORE, Objective
+from llmctl.worker.objective import IGNORE, Loss
 from llmctl.worker.optim import AdamW, clip_factor
 from llmctl.worker.parallel.replicas import sum_async
 from llmctl.worker.stopwatch import Stopwatch
@@ -46,9 +46,10 @@ class Precision(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """This rank's share of one step: token ids [samples, sequence_length], int64, on the device.
+    """This rank's share of one step, on the device; the first dimension counts samples.
 
     Attributes:
+        inputs, targets: of the recipe, token ids [samples, sequence_length], int64.
         samples: each sample's position in the stream of all samples, int64 on the CPU; None: no dropout.
     """
 
@@ -116,7 +117,7 @@ class PlainRunner:
         model: nn.Module,
         gradients: Gradients,
         precision: Precision,
-        objective: Objective,
+        objective: Loss,
         micro_batch: int,
         passes: int = 0,
     ) -> None:
@@ -142,8 +143,9 @@ class PlainRunner:
 
     def _loss_sum(self, piece: Batch) -> Tensor:
         with self._precision.autocast():
-            logits = self._model(piece.inputs, samples=piece.samples)
-        return self._objective(logits, piece.targets)
+            more = {} if piece.samples is None else {"samples": piece.samples}
+            outputs = self._model(piece.inputs, **more)
+        return self._objective(outputs, piece.targets)
 
 
 class Stepper:
@@ -159,7 +161,7 @@ class Stepper:
         runner: Runner,
         optimizer: AdamW,
         gradients: Gradients,
-        objective: Objective,
+        objective: Loss,
         world: int,
         counts: bool = True,
     ) -> None:
@@ -230,7 +232,7 @@ def cut(batch: Batch, start: int, stop: int) -> Batch:
 
 def padding(batch: Batch, count: int) -> Batch:
     """`count` samples of the form of those in `batch`, which need not have any, that count for nothing."""
-    shape = (count, batch.inputs.shape[1])
-    inputs = batch.inputs.new_zeros(shape)
+    inputs = batch.inputs.new_zeros((count, *batch.inputs.shape[1:]))
+    targets = batch.targets.new_full((count, *batch.targets.shape[1:]), IGNORE)
     samples = None if batch.samples is None else torch.zeros(count, dtype=torch.int64)
-    return Batch(inputs=inputs, targets=torch.full_like(inputs, IGNORE), samples=samples)
+    return Batch(inputs=inputs, targets=targets, samples=samples)

@@ -180,7 +180,7 @@ def _real_fleet(session: Session, config: RunConfig, given: Given) -> Fleet:
     from llmctl.controller.cli.mapped import USUAL_AGE, by_map, with_links
     from llmctl.controller.execute.facts import facts_of
     from llmctl.controller.plan.machines import probed_fleet
-    from llmctl.controller.plan.plan import ranks_of
+    from llmctl.controller.plan.plan import local_hosts, ranks_of
     from llmctl.controller.probe.facts import HostFacts
     from llmctl.errors import HostErrors, LlmctlError
 
@@ -194,7 +194,7 @@ def _real_fleet(session: Session, config: RunConfig, given: Given) -> Fleet:
     if found.warning:
         session.screen.warn(found.warning)
     ranks = {host.name: ranks_of(host, facts[host.name]) for host in found.hosts}
-    return probed_fleet(ranks, facts, with_links(given, found))
+    return probed_fleet(ranks, facts, with_links(given, found), local_hosts(found.hosts))
 
 
 def _show(session: Session, question: Question, top: int) -> None:

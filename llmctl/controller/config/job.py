@@ -93,7 +93,7 @@ def resolve(
         base=str(base),
         env={**passed, **merged.env.set},
         secrets=secrets,
-        notes=(*secret_notes(written, merged), *_ignored_notes(merged), *drained_notes),
+        notes=(*secret_notes(written, merged), *drained_notes),
     )
 
 
@@ -270,9 +270,3 @@ def _drained_notes(inventory: Inventory, pool: str | None) -> tuple[str, ...]:
     names = [host.name for host in inventory.pools[pool]] if pool else [h.name for h in inventory.all_hosts()]
     reasons = [(name, inventory.drained[name]) for name in names if name in inventory.drained]
     return tuple(f"{name} is drained and left out" + (f": {why}" if why else "") for name, why in reasons)
-
-
-def _ignored_notes(job: JobFile) -> tuple[str, ...]:
-    if job.train.script is None or "recipe" not in job.model_fields_set:
-        return ()
-    return ("`recipe` is ignored: `train.script` is set",)

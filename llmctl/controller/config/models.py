@@ -251,7 +251,8 @@ class ParallelSection(Strict):
 
 
 class RecipeSection(Strict):
-    """The built-in recipe; ignored where `train.script` is set."""
+    """The built-in recipe; with `train.script`, the settings that `llmctl.worker.prepare` trains the script's
+    own model with."""
 
     model: ModelSection = Field(default_factory=ModelSection, description="the decoder")
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="the optimizer")
@@ -318,12 +319,20 @@ class JobFile(Strict):
     env: EnvSection = Field(default_factory=EnvSection, description="environment of the ranks")
     data: DataSection | None = Field(None, description="the corpus; needed by the recipe")
     train: TrainSection = Field(default_factory=TrainSection, description="how to start")
-    recipe: RecipeSection = Field(default_factory=RecipeSection, description="the built-in recipe")
-    parallel: ParallelSection | None = Field(None, description="layout of the recipe's ranks, or `auto`")
+    recipe: RecipeSection = Field(
+        default_factory=RecipeSection,
+        description="what and how the recipe trains, or the script by `worker.prepare`",
+    )
+    parallel: ParallelSection | None = Field(None, description="layout of the ranks, or `auto`")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="checkpoints")
     infer: InferSection | None = Field(None, description="for `llmctl infer`; `llmctl train` passes it over")
     watch: WatchSection = Field(default_factory=WatchSection, description="hangs and slow hosts")
     restarts: RestartsSection = Field(default_factory=RestartsSection, description="attempts after the first")
+
+    @property
+    def script_has_recipe(self) -> bool:
+        """The script trains by `llmctl.worker.prepare`: it is given the recipe's settings."""
+        return self.train.script is not None and bool({"recipe", "parallel"} & self.model_fields_set)
 
 
 class SettingsFile(Strict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from llmctl.controller.probe.facts import HostFacts
@@ -205,13 +206,30 @@ def cpu_device(cores: int, memory: int, ranks: int) -> Device:
     )
 
 
-def probed_fleet(ranks: dict[str, int], facts: dict[str, HostFacts], given: Given) -> Fleet:
-    """The hosts that answered. `ranks`: how many on each host, in rank order."""
+def probed_fleet(
+    ranks: dict[str, int], facts: dict[str, HostFacts], given: Given, local: Collection[str] = ()
+) -> Fleet:
+    """The hosts that answered.
+
+    Args:
+        ranks: how many on each host, in rank order.
+        local: those that are this machine: they share its memory, cores and GPUs.
+    """
     notes: list[str] = []
+    here = [host for host in ranks if host in local]
+    on_this_machine = sum(ranks[host] for host in here)
     machines = tuple(
-        Machine(host=host, ranks=count, device=_probed_device(facts[host], count, notes))
+        Machine(
+            host=host,
+            ranks=count,
+            device=_probed_device(facts[host], on_this_machine if host in here else count, notes),
+        )
         for host, count in ranks.items()
     )
+    if len(here) > 1:
+        notes.append(f"{', '.join(here)} are one machine: each rank has 1/{on_this_machine} of it")
+    if len(here) == len(machines) > 1 and given.between is None:
+        given = replace(given, between=min(machine.device.inside for machine in machines))
     return _fleet(machines, given, notes)
 
 

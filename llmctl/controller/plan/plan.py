@@ -11,6 +11,8 @@ from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.auto import planned_recipe
 from llmctl.controller.plan.machines import Given
 from llmctl.controller.plan.network import interface, master_address, own_address
+from llmctl.controller.plan.parallel import script_layout
+from llmctl.controller.plan.refusals import Site
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
@@ -63,9 +65,12 @@ class Plan:
         nodes = len(self.nodes)
         parts = [f"{nodes} node{'s' * (nodes != 1)} x {ranks} rank{'s' * (ranks != '1')}", self.backend]
         recipe = self.nodes[0].recipe
-        if recipe is None:
+        if self.nodes[0].launch.command != RECIPE_COMMAND:
             parts.insert(0, "script " + self.nodes[0].launch.command[0])
-        else:
+        if recipe is not None and self.nodes[0].launch.command != RECIPE_COMMAND:
+            parts.insert(2, recipe.parallel.name if recipe.parallel else "ddp")
+            parts.append(f"batch {recipe.global_batch}")
+        elif recipe is not None:
             parts.insert(1, recipe.parallel.name if recipe.parallel else "ddp")
             parts.append(f"batch {recipe.global_batch} x {recipe.sequence_length} tokens")
         return " · ".join(parts)
@@ -95,7 +100,7 @@ def plan_run(
         raise PreflightError("no free TCP port was found", host=first.host, stage="plan")
     peers = _peers(config.hosts, facts, master)
     world = sum(peer.nproc for peer in peers)
-    recipe, why = _recipe(config.job, peers, facts, vocabulary, given)
+    recipe, why = _recipe(config, peers, facts, vocabulary, given)
     nodes = tuple(
         _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend, recipe)
         for host, peer in zip(config.hosts, peers, strict=True)
@@ -116,6 +121,11 @@ def plan_run(
 def ranks_of(host: Host, facts: HostFacts) -> int:
     """Ranks on one host: its slots, else its GPUs, else one."""
     return host.slots or len(facts.gpus) or 1
+
+
+def local_hosts(hosts: tuple[Host, ...]) -> frozenset[str]:
+    """Names of those that are this machine."""
+    return frozenset(host.name for host in hosts if host.is_local)
 
 
 def shared_threads(
@@ -224,18 +234,28 @@ def data_sources(job: JobFile) -> tuple[DataSource, ...]:
 
 
 def _recipe(
-    job: JobFile,
+    config: RunConfig,
     peers: tuple[Peer, ...],
     facts: Mapping[str, HostFacts],
     vocabulary: int | None,
     given: Given,
 ) -> tuple[RecipeSpec | None, str]:
-    """The recipe with the layout of all ranks, and why this one; (None, "") for a script."""
-    if job.train.script is not None:
-        return None, ""
+    """The recipe with the layout of all ranks, and why this one; (None, "") for a script without one."""
+    job = config.job
     ranks = {peer.host: peer.nproc for peer in peers}
-    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary, given)
+    if job.train.script is not None:
+        return _script_recipe(job, sum(ranks.values())), ""
+    local = local_hosts(config.hosts)
+    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary, given, local)
     return planned.recipe, planned.why
+
+
+def _script_recipe(job: JobFile, world: int) -> RecipeSpec | None:
+    """What `worker.prepare` reads: settings of the training, its model aside."""
+    if not job.script_has_recipe:
+        return None
+    recipe = recipe_spec(job)
+    return replace(recipe, parallel=script_layout(job, recipe, Site(world=world)))
 
 
 def recipe_spec(job: JobFile) -> RecipeSpec:
