@@ -28,6 +28,7 @@ from llmctl.worker.infer.progress import Progress
 from llmctl.worker.infer.router import Router
 from llmctl.worker.infer.supervisor import HostGone, Supervisor
 
+CLOSE_S = 2.0
 HOSTS_S = 120.0
 """How long the hosts' programs may take to report; their agents were started at the same time."""
 
@@ -39,6 +40,7 @@ class Front:
         self._spec, self._infer, self._token = spec, infer, token
         self._links: dict[int, Link] = {}
         self._gone: set[int] = set()
+        self._visits: set[asyncio.Task[Any]] = set()
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -66,7 +68,7 @@ class Front:
         """Take the hosts' programs' connections from now on. Raises OSError where the port is taken."""
         launch = self._spec.launch
         self._server = await asyncio.start_server(
-            self._welcome, launch.master_addr, launch.master_port, limit=LINE_LIMIT
+            self._visit, launch.master_addr, launch.master_port, limit=LINE_LIMIT
         )
 
     async def close(self) -> None:
@@ -75,6 +77,8 @@ class Front:
             self._server.close()
         for link in self._links.values():
             link.close()
+        if self._visits:  # each ends with its connection; a loop that ends before them complains
+            await asyncio.wait(self._visits, timeout=CLOSE_S)
 
     def tell(self, node: int, order: Any) -> None:
         if node in self._links and node not in self._gone:
@@ -85,6 +89,11 @@ class Front:
 
     def is_gone(self, node: int) -> bool:
         return node in self._gone
+
+    def _visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._welcome(reader, writer))
+        self._visits.add(task)
+        task.add_done_callback(self._visits.discard)
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         watch_peer(writer)
