@@ -105,7 +105,7 @@ template <class W> struct Matrix {  // n outputs of k inputs; see the head of th
         memset((void*)data, 0, blocks * block_size() * sizeof(W));
     }
     void fill(const W* from, int64_t n, int64_t k, int64_t every, int64_t offset) {
-#pragma omp parallel for
+#pragma omp parallel for if (n * k > 1 << 20)
         for (int64_t b = 0; b < (n + LANES - 1) / LANES; b++)
             for (int64_t row = b * LANES; row < n && row < (b + 1) * LANES; row++)
                 for (int64_t column = 0; column < k; column++)
