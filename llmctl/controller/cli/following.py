@@ -47,10 +47,14 @@ def follow_to_end(
 
     follower = Follower(connections, located.hosts, session.archive, located.run_id, request)
     with display, follower:
-        watch(follower, display, stop_peers if one_fate else None)
+        watch(follower, display, stop_peers if one_fate and not _is_inference(located) else None)
     view = run_view(connections, located.hosts, session.archive, located.run_id)
     session.remember(view, located.hosts)
     return view
+
+
+def _is_inference(located: Located) -> bool:
+    return bool(located.record and "infer" in located.record.job)
 
 
 def detach_hint(run_id: str) -> str:
