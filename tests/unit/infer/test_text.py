@@ -38,6 +38,16 @@ def test_pieces_are_the_whole_text_and_never_cut_a_character(text: str, size: in
 
 
 @settings(deadline=None)
+@given(st.lists(st.integers(0, 255), max_size=30), st.integers(2, 9))
+def test_bytes_that_are_no_text_show_the_same_however_they_come(ids: list[int], size: int) -> None:
+    """A model may say anything; the same tokens must always be the same text."""
+    slowly, quickly = Detokenizer(BYTES), Detokenizer(BYTES)
+    one = "".join(slowly.add([token]) for token in ids) + slowly.finish()
+    other = "".join(quickly.add(ids[at : at + size]) for at in range(0, len(ids), size)) + quickly.finish()
+    assert one == other
+
+
+@settings(deadline=None)
 @given(st.text("ab<>", max_size=30), st.lists(st.text("ab<>", min_size=1, max_size=4), max_size=3), st.data())
 def test_a_text_ends_before_its_first_stop_string(text: str, stops: list[str], data: st.DataObject) -> None:
     """As if the whole text had been there at once, however it is cut."""

@@ -107,6 +107,21 @@ def test_an_answer_does_not_depend_on_the_batch_around_it(tmp_path: Path, kernel
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+def test_memory_that_nobody_has_written_is_never_seen(tmp_path: Path, kernels: str) -> None:
+    """A short request beside a long one, where torch's fresh memory is full of NaN."""
+    tiny("llama", tmp_path / "hf", head_dim=16)
+    orders = [add("long", tokens(length=60)[0].tolist()), add("short", tokens(length=3)[0].tolist())]
+    plain = {order.id: run_all(engine_of(tmp_path / "hf", kernels="torch"), [order]) for order in orders}
+    torch.use_deterministic_algorithms(True)
+    try:
+        together = run_all(engine_of(tmp_path / "hf", kernels=kernels), orders)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, told in together.items():
+        assert told.tokens == plain[name][name].tokens
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_bf16_is_close_to_fp32(tmp_path: Path, kernels: str) -> None:
     """The same model in half the bytes: log-probabilities move by rounding, not by mistakes."""
     tiny("llama-tied-biased", tmp_path / "hf", head_dim=16, initializer_range=0.1)
