@@ -207,10 +207,10 @@ def kill_makers(cluster: Cluster) -> int:
             words = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
         except OSError:
             continue
-        if b"environment" in words and any(cluster.workname.encode() in word for word in words):
-            if words[0].endswith(b"python") or b"python" in words[0]:
-                os.kill(int(folder.name), signal.SIGKILL)
-                killed += 1
+        mine = b"environment" in words and any(cluster.workname.encode() in word for word in words)
+        if mine and b"python" in words[0]:
+            os.kill(int(folder.name), signal.SIGKILL)
+            killed += 1
     return killed
 
 

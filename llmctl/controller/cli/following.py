@@ -63,7 +63,12 @@ def follow_to_end(
             course.follow([host.name for host in hosts])
             follower = Follower(connections, hosts, session.archive, located.run_id, request, offsets=offsets)
             with follower:
-                watch(follower, display, stop_peers if one_fate else None, course.moved_on)
+                watch(
+                    follower,
+                    display,
+                    stop_peers if one_fate and not _is_inference(located) else None,
+                    course.moved_on,
+                )
             view = course.settle(display)
             session.remember(view, located.hosts)
             if not course.goes_on(view):
@@ -135,6 +140,10 @@ class Course:
     def goes_on(self, view: RunView) -> bool:
         """There is another attempt to follow."""
         return view.supervision is not None and not view.state.ended
+
+
+def _is_inference(located: Located) -> bool:
+    return bool(located.record and "infer" in located.record.job)
 
 
 def detach_hint(run_id: str) -> str:

@@ -107,7 +107,7 @@ class Batch:
     async def _blocks(self) -> AsyncIterator[tuple[int, list[bytes]]]:
         """(number of its first line, its lines) of each part, when there is room for it."""
         first = 0
-        while not self._duty.stopping.is_set():
+        while not self._duty.stop.asked.is_set():
             lines = await asyncio.to_thread(self._input.block, self._batch.part_lines)
             if not lines:
                 return
@@ -119,7 +119,7 @@ class Batch:
         """Until the replicas might run dry: as many lines are waiting as they work on."""
         infer = self._duty.infer
         enough = capacity(infer.max_batch) * len(infer.replicas) * 2
-        stop = asyncio.ensure_future(self._duty.stopping.wait())
+        stop = asyncio.ensure_future(self._duty.stop.asked.wait())
         try:
             while len(self._open) * self._batch.part_lines > enough and len(self._open) > 1:
                 await self._one_ends(stop)
@@ -136,14 +136,14 @@ class Batch:
 
     async def _finish_open(self) -> bool:
         """Whether all parts came to their end; a stop waits for them only for so long."""
-        stop = asyncio.ensure_future(self._duty.stopping.wait())
+        stop = asyncio.ensure_future(self._duty.stop.asked.wait())
         try:
             while self._open and not stop.done():
                 await self._one_ends(stop)
             if not stop.done():
                 return True
             if self._open:
-                await asyncio.wait(self._open, timeout=self._duty.drain_s)
+                await asyncio.wait(self._open, timeout=self._duty.stop.drain_s)
             return False
         finally:
             stop.cancel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from llmctl.wire.serving import InferSpec
 from llmctl.worker.infer.modelfiles import ModelText
@@ -14,23 +13,33 @@ from llmctl.worker.infer.router import Router
 from llmctl.worker.infer.supervisor import Supervisor
 
 
+class Stop:
+    """Whether the run was told to stop, and for how long requests may go on after that."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.drain_s = 0.0
+
+    def ask(self, drain_s: float) -> None:
+        """The first asking counts: every host of a run is told."""
+        if not self.asked.is_set():
+            self.drain_s = drain_s
+            self.asked.set()
+
+
 @dataclass(frozen=True)
 class Duty:
     """The run as its work sees it.
 
     Attributes:
         model: tokenizer and shape, being read while the replicas start.
-        stopping: set when the run was told to stop; requests then have `drain_s` seconds to finish.
-        folder: the attempt's directory.
         note: tells people something, one line.
     """
 
     infer: InferSpec
     router: Router
     model: asyncio.Future[ModelText]
-    stopping: asyncio.Event
-    drain_s: float
+    stop: Stop
     progress: Progress
     supervisors: tuple[Supervisor, ...]
-    folder: Path
     note: Callable[[str], None]

@@ -11,7 +11,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 from llmctl.errors import DeadlineError, IntegrityError, JobFailedError, LlmctlError
@@ -20,7 +19,7 @@ from llmctl.wire.serving import InferSpec
 from llmctl.wire.specs import NodeSpec
 from llmctl.worker.infer.batch import run_batch
 from llmctl.worker.infer.client import watch_peer
-from llmctl.worker.infer.duty import Duty
+from llmctl.worker.infer.duty import Duty, Stop
 from llmctl.worker.infer.link import LINE_LIMIT, Link, accept
 from llmctl.worker.infer.modelfiles import read_model
 from llmctl.worker.infer.orders import Bye, Stopping, message, parse
@@ -28,19 +27,21 @@ from llmctl.worker.infer.progress import Progress
 from llmctl.worker.infer.router import Router
 from llmctl.worker.infer.supervisor import HostGone, Supervisor
 
+CLOSE_S = 2.0
 HOSTS_S = 120.0
 """How long the hosts' programs may take to report; their agents were started at the same time."""
 
 
 class Front:
-    """See the module. `drain_s`: how long requests may go on after a stop."""
+    """See the module."""
 
-    def __init__(self, spec: NodeSpec, infer: InferSpec, token: str, folder: Path, *, drain_s: float) -> None:
+    def __init__(self, spec: NodeSpec, infer: InferSpec, token: str) -> None:
         self._spec, self._infer, self._token = spec, infer, token
         self._links: dict[int, Link] = {}
         self._gone: set[int] = set()
+        self._visits: set[asyncio.Task[Any]] = set()
         self._news = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._stop = Stop()
         self._server: asyncio.Server | None = None
         self._progress = Progress()
         limit = infer.serve.queue if infer.serve else None
@@ -52,11 +53,9 @@ class Front:
             infer=infer,
             router=self._router,
             model=asyncio.get_running_loop().run_in_executor(None, read_model, infer.model),
-            stopping=self._stopping,
-            drain_s=drain_s,
+            stop=self._stop,
             progress=self._progress,
             supervisors=tuple(self._supervisors),
-            folder=folder,
             note=self.note,
         )
 
@@ -66,7 +65,7 @@ class Front:
         """Take the hosts' programs' connections from now on. Raises OSError where the port is taken."""
         launch = self._spec.launch
         self._server = await asyncio.start_server(
-            self._welcome, launch.master_addr, launch.master_port, limit=LINE_LIMIT
+            self._visit, launch.master_addr, launch.master_port, limit=LINE_LIMIT
         )
 
     async def close(self) -> None:
@@ -75,6 +74,8 @@ class Front:
             self._server.close()
         for link in self._links.values():
             link.close()
+        if self._visits:  # each ends with its connection; a loop that ends before them complains
+            await asyncio.wait(self._visits, timeout=CLOSE_S)
 
     def tell(self, node: int, order: Any) -> None:
         if node in self._links and node not in self._gone:
@@ -85,6 +86,11 @@ class Front:
 
     def is_gone(self, node: int) -> bool:
         return node in self._gone
+
+    def _visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._welcome(reader, writer))
+        self._visits.add(task)
+        task.add_done_callback(self._visits.discard)
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         watch_peer(writer)
@@ -113,7 +119,7 @@ class Front:
 
     def _report(self, report: Any) -> None:
         if isinstance(report, Stopping):
-            self._stopping.set()
+            self._stop.ask(report.drain_s)
             return
         for supervisor in self._supervisors:
             if supervisor.index == report.replica:

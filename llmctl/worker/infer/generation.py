@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from llmctl.errors import JobFailedError
-from llmctl.wire.infer import ERROR, STOP, Answer, Order, TokenLogprob
+from llmctl.wire.infer import ERROR, STOP, Answer, TokenLogprob
 from llmctl.worker.infer.router import Again, Job, Router
 from llmctl.worker.infer.text import Detokenizer, StopStrings, Vocabulary
 
@@ -122,10 +122,3 @@ async def last_answer(job: Job) -> Answer:
             raise JobFailedError(answer.error or "the replica failed", stage="infer")
         if answer.finish is not None:
             return answer
-
-
-def order(task: str, tokens: Sequence[int], **sampling: object) -> Order:
-    """A request's order without an id. Raises TypeError for a sampling key that there is none of."""
-    from llmctl.wire.infer import ADD, SamplingSpec
-
-    return Order(op=ADD, task=task, tokens=tuple(tokens), sampling=SamplingSpec(**sampling))  # type: ignore[arg-type]

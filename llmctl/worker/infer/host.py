@@ -18,7 +18,8 @@ from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundErro
 from llmctl.wire import environment
 from llmctl.wire.codec import loads
 from llmctl.wire.exitcodes import ExitCode
-from llmctl.wire.layout import RunLayout
+from llmctl.wire.layout import HostLayout, RunLayout
+from llmctl.wire.records import StopRequest
 from llmctl.wire.serving import InferSpec
 from llmctl.wire.specs import NodeSpec
 from llmctl.worker.infer.front import Front
@@ -43,11 +44,13 @@ class HostProgram:
         self._orders: set[asyncio.Task[None]] = set()
         self._ranks = Ranks(folder, rank_command(spec, infer, folder), self._tell)
         self._stopping = asyncio.Event()
+        self._drain_s = 0.0
 
     def stop(self) -> None:
         """SIGTERM: the front is told, and has the grace time to bring the run to an end."""
+        self._drain_s = drain_seconds(self._spec)
         self._stopping.set()
-        self._tell(Stopping())
+        self._tell(Stopping(drain_s=self._drain_s))
 
     async def run(self) -> int:
         """Until the front says goodbye or is gone; the exit code."""
@@ -64,7 +67,7 @@ class HostProgram:
     async def _patience(self) -> None:
         """Ends when a stop has waited for the front long enough."""
         await self._stopping.wait()
-        await asyncio.sleep(drain_seconds(self._spec) + 1.0)
+        await asyncio.sleep(self._drain_s + 1.0)
 
     async def _follow_orders(self) -> int:
         while (document := await self._link.receive()) is not None:
@@ -92,8 +95,13 @@ class HostProgram:
 
 
 def drain_seconds(spec: NodeSpec) -> float:
-    """How long requests may go on after a stop was asked for: the grace less what ending itself needs."""
-    return max(0.0, spec.grace_s - RANK_GRACE_S - 3.0)
+    """How long requests may go on after a stop was asked for: its grace less what ending itself needs."""
+    request = HostLayout(spec.workdir).run(spec.run_id).stop_request
+    try:
+        grace = loads(StopRequest, Path(request).read_bytes()).grace_s
+    except (OSError, IntegrityError):  # it came as a signal alone
+        grace = spec.grace_s
+    return max(0.0, grace - RANK_GRACE_S - 3.0)
 
 
 async def run(spec: NodeSpec, infer: InferSpec, token: str, folder: Path) -> int:
@@ -102,7 +110,7 @@ async def run(spec: NodeSpec, infer: InferSpec, token: str, folder: Path) -> int
     loop = asyncio.get_running_loop()
     if node:
         return await _host_side(spec, infer, token, folder)
-    front = Front(spec, infer, token, folder, drain_s=drain_seconds(spec))
+    front = Front(spec, infer, token)
     await front.listen()
     work = asyncio.ensure_future(front.run())
     mine = asyncio.ensure_future(_host_side(spec, infer, token, folder))

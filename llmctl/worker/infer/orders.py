@@ -94,9 +94,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Stopping:
-    """This host was told to stop; the front should come to an end."""
+    """This host was told to stop; the front should come to an end, requests within `drain_s` seconds."""
 
     op: ClassVar[str] = "stopping"
+    drain_s: float
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,13 @@ class Progress:
 
     def __init__(self) -> None:
         self._path = os.environ.get(environment.METRICS)
-        self._began = self._since = time.monotonic()
+        self._since = time.monotonic()
         self._done = self._tokens = self._tokens_then = self._written = 0
 
     def count(self, done: int, tokens: int) -> None:
         """So many requests more, with so many tokens."""
         self._done += done
         self._tokens += tokens
-
-    def restart(self) -> None:
-        """The clock begins now: what was loading before is not part of the speed."""
-        self._since = time.monotonic()
-        self._tokens_then = self._tokens
 
     def tell(self, total: int | None, *, last: bool = False) -> None:
         """Write a line where something has changed and the last one is a moment old."""

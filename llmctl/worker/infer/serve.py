@@ -68,16 +68,16 @@ async def _listen(runner: web.AppRunner, spec: ServeSpec) -> web.TCPSite:
 
 async def _run(duty: Duty, api: Api, runner: web.AppRunner, site: web.TCPSite) -> None:
     told = False
-    while not duty.stopping.is_set():
+    while not duty.stop.asked.is_set():
         if not told and any(one.serving for one in duty.supervisors):
             told = True
             _announce(duty, runner)
         duty.progress.tell(None)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(duty.stopping.wait(), 1.0 if told else POLL_S)
+            await asyncio.wait_for(duty.stop.asked.wait(), 1.0 if told else POLL_S)
     api.draining = True
     await site.stop()
-    until = time.monotonic() + duty.drain_s
+    until = time.monotonic() + duty.stop.drain_s
     while api.active and time.monotonic() < until:
         await asyncio.sleep(POLL_S)
     if api.active:

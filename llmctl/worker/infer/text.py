@@ -120,7 +120,8 @@ class Detokenizer:
     """Text of ids as they come, never cutting a character that several tokens make up.
 
     A tokenizer may write the same token differently by what stands before it, so a few earlier ids are
-    decoded again each time, and only what they add is new.
+    decoded again each time, and only what they add is new. Ids are taken one by one: where bytes are no
+    UTF-8, the text must not depend on how many came at once.
     """
 
     def __init__(self, words: Vocabulary) -> None:
@@ -130,8 +131,11 @@ class Detokenizer:
 
     def add(self, ids: Sequence[int]) -> str:
         """The text that has become certain."""
-        self._ids += ids
-        return self._take(final=False)
+        shown = []
+        for token in ids:
+            self._ids.append(token)
+            shown.append(self._take(final=False))
+        return "".join(shown)
 
     def finish(self) -> str:
         """What was held back: bytes that are no whole character show as U+FFFD."""

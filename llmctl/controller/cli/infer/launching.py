@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from llmctl.errors import LlmctlError
 from llmctl.wire import environment
 from llmctl.wire.exitcodes import ExitCode
@@ -86,7 +88,7 @@ def launch(session: Session, config: RunConfig, work: Work, *, dry_run: bool) ->
 
     Raises:
         LlmctlError: nothing runs.
-        KeyboardInterrupt: the user's; before the start nothing runs, later `stop` ends it.
+        typer.Exit: Ctrl-C, with what it means at that moment told.
     """
     from llmctl.controller.plan.inference import summary
     from llmctl.controller.ui.stages import Stages
@@ -96,13 +98,22 @@ def launch(session: Session, config: RunConfig, work: Work, *, dry_run: bool) ->
         session.screen.warn(note)
     stages = Stages(session.screen)
     connections = session.connect(config.hosts)
-    plan = _plan(session, config, connections, stages, work, push=not dry_run)
+    try:
+        plan = _plan(session, config, connections, stages, work, push=not dry_run)
+    except KeyboardInterrupt:
+        session.screen.warn("interrupted; nothing was started")
+        raise typer.Exit(ExitCode.CANCELLED) from None
     if dry_run:
         _show_plan(session, plan)
         return None
     spec = plan.nodes[0].infer
     session.screen.headline(plan.run_id, summary(spec) if spec else plan.summary)
-    _start(session, config, plan, connections, stages)
+    try:
+        _start(session, config, plan, connections, stages)
+    except KeyboardInterrupt:
+        session.screen.warn(f"interrupted while {plan.run_id} was starting; parts of it may run")
+        session.screen.say(f"llmctl status {plan.run_id} · llmctl stop {plan.run_id}")
+        raise typer.Exit(ExitCode.DETACHED) from None
     return Launched(config=config, plan=plan, connections=connections)
 
 

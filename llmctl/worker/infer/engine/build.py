@@ -92,7 +92,9 @@ def _stage(
         reason = fits(mine, device)
         try:
             if reason is None:
-                return NativeStage(mine, max_rows=max_rows(spec), reduce=reduce, **size), "native"
+                threads = spec.threads or torch.get_num_threads()
+                stage = NativeStage(mine, max_rows=max_rows(spec), threads=threads, reduce=reduce, **size)
+                return stage, "native"
         except PreflightError as error:
             reason = error.message
         if spec.kernels == "native":

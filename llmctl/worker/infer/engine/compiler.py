@@ -49,7 +49,7 @@ _FUNCTIONS = {
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels. torch must have been imported before: its threads are used.
+    """The compiled kernels. torch must be imported before: its threads are used, not others beside them.
 
     Raises:
         PreflightError: no compiler here, or it fails; says what it said.

@@ -105,7 +105,7 @@ template <class W> struct Matrix {  // n outputs of k inputs; see the head of th
         memset((void*)data, 0, blocks * block_size() * sizeof(W));
     }
     void fill(const W* from, int64_t n, int64_t k, int64_t every, int64_t offset) {
-#pragma omp parallel for
+#pragma omp parallel for if (n * k > 1 << 20)
         for (int64_t b = 0; b < (n + LANES - 1) / LANES; b++)
             for (int64_t row = b * LANES; row < n && row < (b + 1) * LANES; row++)
                 for (int64_t column = 0; column < k; column++)
@@ -324,43 +324,65 @@ template <class W> struct Model : Any {
         const W* query = q + r * q_dim + h * hd;
         float scale = 1.0f / std::sqrt((float)hd), highest[G];
         for (int g = 0; g < G; g++) highest[g] = -INFINITY;
-        int64_t begin = first / LANES * LANES;
-        for (int64_t block = begin; block <= at; block += LANES) {
-            vec sums[G] = {};
-            const W* key = keys + base + block * hd;
-            for (int64_t unit = 0; unit < hd / S; unit++)
-                for (int g = 0; g < G; g++)
-                    sums[g] = Unit<W>::madd(sums[g], query + g * hd + unit * S, key + unit * LANES * S);
-            for (int g = 0; g < G; g++) {
-                for (int lane = 0; lane < LANES; lane++) {
-                    float score = block + lane <= at && block + lane >= first ? sums[g][lane] * scale : -INFINITY;
-                    own[g * wide + block + lane] = score;
-                    highest[g] = score > highest[g] ? score : highest[g];
-                }
-            }
+        int64_t begin = first / LANES * LANES, end = at / LANES * LANES + LANES, block = begin;
+        // Two blocks at once: one sum per head alone would wait for itself.
+        for (; block + 2 * LANES <= end; block += 2 * LANES) score<G, 2>(query, keys + base, own, wide, block, scale);
+        for (; block < end; block += LANES) score<G, 1>(query, keys + base, own, wide, block, scale);
+        for (int g = 0; g < G; g++) {
+            float* mine = own + g * wide;
+            for (int64_t p = begin; p < first; p++) mine[p] = -INFINITY;
+            for (int64_t p = at + 1; p < end; p++) mine[p] = -INFINITY;
+            vec top = all(-INFINITY);
+            for (int64_t p = begin; p < end; p += LANES) { vec one = load(mine + p); top = one > top ? one : top; }
+            for (int lane = 0; lane < LANES; lane++) highest[g] = top[lane] > highest[g] ? top[lane] : highest[g];
         }
         float total[G];
         for (int g = 0; g < G; g++) {
             vec sum = {};
-            for (int64_t block = begin; block <= at; block += LANES) {
-                vec score = load(own + g * wide + block), chance = exponential(score - highest[g]);
-                chance = score == -INFINITY ? all(0.0f) : chance;
-                store(own + g * wide + block, chance);
+            for (int64_t p = begin; p < end; p += LANES) {
+                vec one = load(own + g * wide + p), chance = exponential(one - highest[g]);
+                chance = one == -INFINITY ? all(0.0f) : chance;
+                store(own + g * wide + p, chance);
                 sum += chance;
             }
             total[g] = 0;
             for (int lane = 0; lane < LANES; lane++) total[g] += sum[lane];
         }
-        for (int64_t d = 0; d < hd; d += LANES) {
-            vec sums[G] = {};
-            for (int64_t p = first; p <= at; p++) {
-                vec value = load_wide(values + base + p * hd + d);
-                for (int g = 0; g < G; g++) sums[g] += value * own[g * wide + p];
-            }
+        int64_t d = 0;
+        for (; d + 4 * LANES <= hd; d += 4 * LANES) mix<G, 4>(values + base + d, own, wide, first, at, total, r, h, d);
+        for (; d < hd; d += LANES) mix<G, 1>(values + base + d, own, wide, first, at, total, r, h, d);
+    }
+
+    // Scores of B blocks of 16 positions.
+    template <int G, int B> inline void score(const W* query, const W* key, float* own, int64_t wide, int64_t block, float scale) {
+        int64_t hd = is.head_dim;
+        vec sums[B][G] = {};
+        for (int64_t unit = 0; unit < hd / S; unit++)
+#pragma GCC unroll 8
+            for (int b = 0; b < B; b++)
+#pragma GCC unroll 8
+                for (int g = 0; g < G; g++)
+                    sums[b][g] = Unit<W>::madd(sums[b][g], query + g * hd + unit * S, key + (block + b * LANES) * hd + unit * LANES * S);
+        for (int b = 0; b < B; b++)
+            for (int g = 0; g < G; g++) store(own + g * wide + block + b * LANES, sums[b][g] * scale);
+    }
+
+    // Values weighed by their chances, D times 16 columns from `d` on.
+    template <int G, int D> inline void mix(const W* value, const float* own, int64_t wide, int64_t first, int64_t at, const float* total, int64_t r, int64_t h, int64_t d) {
+        vec sums[G][D] = {};
+        for (int64_t p = first; p <= at; p++) {
+            vec part[D];
+#pragma GCC unroll 8
+            for (int c = 0; c < D; c++) part[c] = load_wide(value + p * is.head_dim + c * LANES);
+#pragma GCC unroll 8
             for (int g = 0; g < G; g++)
-                for (int lane = 0; lane < LANES; lane++)
-                    put(mixed + r * q_dim + (h + g) * hd + d + lane, sums[g][lane] / total[g]);
+#pragma GCC unroll 8
+                for (int c = 0; c < D; c++) sums[g][c] += part[c] * own[g * wide + p];
         }
+        for (int g = 0; g < G; g++)
+            for (int c = 0; c < D; c++)
+                for (int lane = 0; lane < LANES; lane++)
+                    put(mixed + r * q_dim + (h + g) * is.head_dim + d + c * LANES + lane, sums[g][c][lane] / total[g]);
     }
 
     void attend_all(int64_t index, const int64_t* rows, int64_t count) {

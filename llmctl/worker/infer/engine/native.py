@@ -34,7 +34,14 @@ class NativeStage:
     """See `stage.Stage`. Takes the tensors of `weights` over, one layer after the other."""
 
     def __init__(
-        self, weights: StageWeights, *, slots: int, length: int, max_rows: int, reduce: Reduce | None
+        self,
+        weights: StageWeights,
+        *,
+        slots: int,
+        length: int,
+        max_rows: int,
+        threads: int,
+        reduce: Reduce | None,
     ) -> None:
         config = weights.config
         self._config, self._reduce = config, reduce
@@ -58,7 +65,7 @@ class NativeStage:
             length=length,
             window=config.window or 0,
             max_rows=max_rows,
-            threads=torch.get_num_threads(),
+            threads=threads,
             eps=config.norm_eps,
         )
         bf16 = int(weights.layers[0].qkv.dtype == torch.bfloat16)

@@ -101,7 +101,8 @@ class TorchStage:
         self._reduce = reduce
         some = weights.layers[0].qkv
         shape = (len(weights.layers), slots, weights.kv_heads, length, weights.config.head_dim)
-        self._keys, self._values = some.new_empty(shape), some.new_empty(shape)
+        # Zeros: a short request beside a long one reads on behind its end, with weight 0, and 0 * NaN is NaN.
+        self._keys, self._values = some.new_zeros(shape), some.new_zeros(shape)
         self._cos, self._sin = rope_tables(length, weights.config, some.device)
 
     @torch.inference_mode()
