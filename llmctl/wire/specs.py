@@ -71,6 +71,7 @@ class NodeSpec:
         checkpoint_uri: store for checkpoints; None: the run directory's `checkpoints/`.
         total_steps: for progress and ETA; None where only the script knows.
         recipe: settings of the built-in recipe; None for the user's own script.
+        share: other runs may use this host beside it.
         watch: when ranks count as hanging, and what then.
         epoch: of the supervisor that started this attempt; 0: it has none.
         contact_s: without a word of the supervisor for so long, the agent ends the attempt: then it may go
@@ -101,6 +102,7 @@ class NodeSpec:
     cache_bytes: Optional[int] = None
     epoch: int = 0
     contact_s: Optional[float] = None
+    share: bool = False
     watch: WatchSpec = field(default_factory=WatchSpec)
 
     @property
