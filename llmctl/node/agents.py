@@ -29,15 +29,18 @@ def ps(workdir: str, request: PsRequest) -> PsReply:
     return PsReply(now=now, runs=tuple(_reaped(host, one) if request.reap else one for one in held))
 
 
-def occupants(host: HostLayout, but: str) -> tuple[str, ...]:
-    """Other runs that hold this host now: one that goes on, or waits for its next attempt."""
+def occupants(host: HostLayout, but: str, *, shared_too: bool = True) -> tuple[str, ...]:
+    """Other runs that hold this host now: one that goes on, or waits for its next attempt.
+
+    `shared_too`: also those that share the host with whoever comes.
+    """
     now = time.time()
     found = []
     for name in sorted(_names(host)):
         if name == but or not RUN_ID.match(name):
             continue
         one = _of_run(host, name, set(), now)
-        if one is not None and (one.agent_pid is not None or one.waits):
+        if one is not None and (one.agent_pid is not None or one.waits) and (shared_too or not one.shared):
             found.append(name)
     return tuple(found)
 
@@ -63,6 +66,7 @@ def _of_run(host: HostLayout, run_id: str, pids: set[int], now: float) -> Option
         processes=len(left),
         age_s=max(0.0, now - view.spec.created_at),
         waits=waits,
+        shared=view.spec.share,
         orphans=() if guarded else left,
     )
 

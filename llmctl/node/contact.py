@@ -12,6 +12,7 @@ import time
 from typing import Optional
 
 from llmctl.node import atomic, procs, rundir
+from llmctl.node.agents import occupants
 from llmctl.node.status import status
 from llmctl.wire import codec
 from llmctl.wire.contact import ContactReply, ContactRequest, Probe
@@ -40,7 +41,16 @@ def contact(workdir: str, run_id: str, request: ContactRequest) -> ContactReply:
         status=nodes[0] if nodes else None,
         silent=silent(request.probes),
         stopped=stopped_by_person(run),
+        held_by=_held_by(run, workdir),
     )
+
+
+def _held_by(run: RunLayout, workdir: str) -> tuple[str, ...]:
+    """Asked only where this run has nothing going on: another one may have come while it was away."""
+    view = rundir.look(run)
+    if view is None or view.exit is None or view.spec.share:
+        return ()
+    return occupants(rundir.host_layout(workdir), but=view.spec.run_id, shared_too=False)
 
 
 def stopped_by_person(run: RunLayout) -> str:

@@ -33,6 +33,9 @@ ENOUGH_STEPS = 3
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL of ranks that hang: they can't finish a step."""
 
+BESIDE_STEPS_S = 600.0
+"""A bound is never below this before the first step and after the last one: both are silent."""
+
 _LOOK_S = 0.5
 _ASLEEP_S = 15.0
 """A gap between two looks by which this process itself was frozen, or its host asleep."""
@@ -170,10 +173,11 @@ class _Taking:
         return RankStack(rank=rank, where=told.get(state, "no Python stack"), waits=False, step=step)
 
 
-def bound_s(wanted: Optional[float], progress: Iterable[Progress]) -> Optional[float]:
+def bound_s(wanted: Optional[float], progress: tuple[Progress, ...]) -> Optional[float]:
     """Seconds without progress that are a hang; None: can't be told (yet). PURE."""
     if wanted is not None:
-        return wanted or None
+        stepping = any(one.total is None or one.step < one.total for one in progress)
+        return (wanted if stepping else max(wanted, BESIDE_STEPS_S)) if wanted else None
     going = [one for one in progress if one.total is None or one.step < one.total]
     if not going or min(one.steps for one in going) <= ENOUGH_STEPS:
         return None

@@ -53,6 +53,9 @@ def _start_alone(host: HostLayout, run: RunLayout, spec: NodeSpec, request: Star
                 f"{', '.join(others)} runs here",
                 hint=f"--wait for its end, --share the host knowingly, or llmctl stop {others[0]}",
             )
+        earlier = rundir.look(run)
+        shared = spec.share or (earlier is not None and earlier.spec.share)
+        spec = dataclasses.replace(spec, share=shared)  # what was once allowed holds for every attempt
         _prepare(host, run, spec)
         return daemon.launch(spec, request.secrets, dict(os.environ))
 
@@ -63,7 +66,11 @@ def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
     if view is None:
         return None
     _refuse_unwanted(run, spec)
-    if view.spec == spec and view.lease and (view.agent_alive or view.recorded):
+    if (
+        view.spec == dataclasses.replace(spec, share=view.spec.share)
+        and view.lease
+        and (view.agent_alive or view.recorded)
+    ):
         return view.lease.agent_pid
     if view.agent_alive and not view.recorded:
         raise ProvisionError(

@@ -25,6 +25,7 @@ class RunOnHost:
         ranks: that the run was started with here.
         processes: of the run that live now, its agent and guard not counted.
         waits: nothing runs, but a supervisor is about to start the next attempt.
+        shared: it was started with `--share`.
         orphans: living processes that no agent or guard looks after any more.
         reaped: how many of them this `ps` has ended.
     """
@@ -37,6 +38,7 @@ class RunOnHost:
     processes: int = 0
     age_s: float = 0.0
     waits: bool = False
+    shared: bool = False
     orphans: tuple[str, ...] = ()
     reaped: int = 0
 

@@ -38,6 +38,7 @@ class ContactReply:
         status: its part of the run.
         silent: those of the probed hosts that gave no answer.
         stopped: a person has stopped the run; "" where nobody has.
+        held_by: other runs that have taken this host, and share it with none.
     """
 
     now: float
@@ -46,3 +47,4 @@ class ContactReply:
     status: Optional[NodeStatus] = None
     silent: tuple[str, ...] = ()
     stopped: str = ""
+    held_by: tuple[str, ...] = ()

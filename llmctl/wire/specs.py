@@ -73,6 +73,7 @@ class NodeSpec:
         total_steps: for progress and ETA; None where only the script knows.
         recipe: settings of the built-in recipe; None for the user's own script.
         infer: an inference run; then `recipe` is None.
+        share: other runs may use this host beside it.
         watch: when ranks count as hanging, and what then.
         epoch: of the supervisor that started this attempt; 0: it has none.
         contact_s: without a word of the supervisor for so long, the agent ends the attempt: then it may go
@@ -104,6 +105,7 @@ class NodeSpec:
     infer: Optional[InferSpec] = None
     epoch: int = 0
     contact_s: Optional[float] = None
+    share: bool = False
     watch: WatchSpec = field(default_factory=WatchSpec)
 
     @property

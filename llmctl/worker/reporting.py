@@ -6,12 +6,13 @@ import functools
 import json
 import os
 import time
+from typing import Union
 
 from llmctl.wire import environment
 from llmctl.wire.metrics import STEP
 from llmctl.worker.pace import Pace
 
-Scalar = float | int | str | bool | None
+Scalar = Union[float, int, str, bool, None]  # evaluated, and a script may run on Python 3.9
 
 
 def report(*, step: int, total: int | None = None, loss: float | None = None, **more: Scalar) -> None:

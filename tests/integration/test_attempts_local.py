@@ -88,7 +88,7 @@ def test_a_run_that_is_stopped_between_its_ends_and_starts_stays_stopped(cluster
 
 
 def test_a_dead_supervisor_is_replaced_by_resume_and_the_old_one_can_do_nothing(cluster: Cluster) -> None:
-    """kill -9 of the supervisor costs the run nothing; `resume` takes over, hosts refuse the old epoch."""
+    """kill -9 of the supervisor: the run waits for `resume`, which takes over with a new epoch."""
     cluster.write_script(FAILS_ONCE, **job(max=2, backoff_s=600))
     run = cluster.start()
     cluster.until_state(run, "restarting")

@@ -11,7 +11,7 @@ from tests.integration.cluster import Cluster, until
 
 pytestmark = pytest.mark.torch
 
-# Rank 1 works 0.3 s longer in each step, and never comes back from step 40.
+# In the first attempt rank 1 works 0.3 s longer in each step, and never comes back from step 40.
 FAULT = """
 import os, time
 from importlib import abc, machinery, util
@@ -44,13 +44,14 @@ class Loader(abc.MetaPathFinder):
         spec.loader.exec_module = exec_module
         return spec
 
-if os.environ.get("RANK") == "1":
+if os.environ.get("RANK") == "1" and os.environ["LLMCTL_ATTEMPT"] == "1":
     sys.meta_path.insert(0, Loader())
 """
 
 
-def test_a_slow_host_and_then_its_hang_are_named(tmp_path: Path) -> None:
-    """`status` names the slow host with numbers; the hang's verdict names its rank, line and stacks."""
+def test_a_slow_host_and_its_hang_are_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    """`status` names the slow host with numbers; the hang's reason names its rank and line; the next attempt
+    goes on from the checkpoint to the end."""
     cluster = Cluster(folder=tmp_path / "c")
     text, faults = cluster.folder / "text", cluster.folder / "faults"
     for folder in (text, faults):
@@ -59,24 +60,29 @@ def test_a_slow_host_and_then_its_hang_are_named(tmp_path: Path) -> None:
     (faults / "sitecustomize.py").write_text(FAULT)
     cluster.run("data", "shard", "text", "shards", "--workers", "1")
     model = {"size": "tiny", "layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn_dim": 64}
-    small = {"model": model, "steps": 400, "global_batch": 4, "micro_batch": 2, "sequence_length": 32}
+    small = {"model": model, "steps": 45, "global_batch": 4, "micro_batch": 2, "sequence_length": 32}
     cluster.write_job(
         data={"uri": "shards"},
         recipe={**small, "tensorboard": False, "precision": "fp32"},
-        checkpoint={"every": 0},
+        checkpoint={"every": 20},
         env={"set": {"PYTHONPATH": str(faults)}},
         train={"launcher": "direct"},
-        watch={"hang": "10s", "policy": "stop"},
+        watch={"hang": "10s"},
+        restarts={"max": 1, "backoff_s": 0},
     )
     run = cluster.start()
     slow = until(lambda: _stragglers(cluster, run), within=120, what="the slow host is named")
     assert re.match(r"b is slow: 0\.[3-9]\d s of its own per step \(rank 1\)", slow[0]), slow
-    cluster.run("wait", run, expect=100, timeout=150)
-    told = cluster.run("status", run).stdout
-    assert re.search(r"hang: no step for \d+ s; rank 1 \(b\) at .*stuck_in_a_lock holds the others up", told)
-    stack = (cluster.run_dir("a", run) / "attempt-1/stack-0.txt").read_text()
-    assert "worker/" in stack, "the rank that waits was seen, too"
-    assert not cluster.processes(run)
+    cluster.run("wait", run, timeout=200)
+    first, second = cluster.json("status", run, "--all")["run"]["supervision"]["attempts"]
+    assert re.match(
+        r"hang: no step for \d+ s; rank 1 \(b\) at .*stuck_in_a_lock holds the others up", first["reason"]
+    )
+    assert (first["checkpoint_step"], second["step"]) == (20, 45)
+    for rank, name in enumerate("ab"):
+        stack = (cluster.run_dir(name, run) / f"attempt-1/stack-{rank}.txt").read_text()
+        assert "llmctl/worker" in stack
+    until(lambda: not cluster.processes(run), what="all gone")
 
 
 def _stragglers(cluster: Cluster, run: str) -> list[str]:

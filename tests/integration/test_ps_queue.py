@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,12 @@ DIRECT = {"train": {"launcher": "direct"}}
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Cluster:
-    return Cluster(folder=tmp_path / "c")
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Two local hosts; what a failed test leaves is ended."""
+    made = Cluster(folder=tmp_path / "c")
+    yield made
+    for row in made.json("status", "--all")["runs"]:
+        made.run("stop", row["run_id"], "--grace", "0", expect=None)
 
 
 def test_a_second_run_is_refused_waits_or_shares(cluster: Cluster) -> None:
@@ -47,7 +52,12 @@ def test_a_second_run_is_refused_waits_or_shares(cluster: Cluster) -> None:
     assert waiting.returncode == 0, err
     third = out.strip()
     cluster.until_state(third, "running")
+    cluster.run("resume", "-d", first)
+    until(lambda: "waiting for a, b" in _supervisor(cluster, first), what="it waits, too")
+    assert not cluster.processes(first)
     cluster.run("stop", third, "--grace", "1")
+    until(lambda: cluster.processes(first), within=120, what="its turn has come")
+    cluster.run("stop", first, "--grace", "1")
     assert "free" in cluster.run("ps").stdout
 
 
@@ -86,6 +96,12 @@ def test_orphans_are_named_and_ended(cluster: Cluster) -> None:
     assert [one["reaped"] for host in reaped.values() for one in host["runs"]] == [1, 1]
     assert not cluster.processes(run)
     assert cluster.json("ps")["hosts"]["a"]["runs"] == []
+
+
+def _supervisor(cluster: Cluster, run: str) -> str:
+    """What the run's supervisor last told its hosts."""
+    told = cluster.json("status", run, "--all")["run"]["supervision"]
+    return str(told["detail"]) if told else ""
 
 
 def _sleeps(cluster: Cluster, run: str) -> int:

@@ -68,7 +68,7 @@ def _resume(session: Session, located: Located, *, detach: bool, take_over: bool
     specs = [answer.status.spec for answer in answers.values() if answer.status]
     spec = max(specs, key=lambda one: one.attempt)
     charge = _charge(session, located, view, spec)
-    _claim(session, located, charge)
+    _claim(session, located, charge, vouched=take_over)
     leave(session, charge, created_at=spec.created_at, tree=spec.tree, allowed=())
     session.remember(run_view(connections, located.hosts, session.archive, located.run_id), located.hosts)
     return _show(session, located, spec, detach=detach)
@@ -121,15 +121,18 @@ def _is_over(view: RunView) -> bool:
     return any(state.ended for state in states)
 
 
-def _claim(session: Session, located: Located, charge: Charge) -> None:
+def _claim(session: Session, located: Located, charge: Charge, *, vouched: bool) -> None:
     """Tell every host of the new supervisor, before it acts: the old one is refused from now on.
+
+    Where a run may go on without some hosts, each must be told: an old supervisor could still act on one that
+    was not, and two attempts would live. `vouched`: the user says that there is none.
 
     Raises:
         HostErrors: no host could be told, or one obeys another supervisor.
     """
     from llmctl.controller.backends.agent import AgentClient
     from llmctl.controller.config.types import Host
-    from llmctl.errors import HostErrors, LlmctlError, NotFoundError, ProvisionError
+    from llmctl.errors import HostErrors, HostUnreachableError, LlmctlError, NotFoundError, ProvisionError
     from llmctl.wire.contact import ContactRequest
     from llmctl.wire.supervision import PAUSING, WATCHING, Supervision
 
@@ -151,6 +154,13 @@ def _claim(session: Session, located: Located, charge: Charge) -> None:
     results = connections.each(located.hosts, one)
     errors = [e for e in results.values() if isinstance(e, LlmctlError) and not isinstance(e, NotFoundError)]
     refused: list[LlmctlError] = [error for error in errors if isinstance(error, ProvisionError)]
+    if not refused and errors and charge.policy.elastic and not vouched:
+        names = ", ".join(error.host or "?" for error in errors)
+        raise HostUnreachableError(
+            f"{names} can't be told that there is a new supervisor, and an old one may act there",
+            hint=f"wait for {names}; or --take-over, if no other supervisor is alive for certain",
+            stage="resume",
+        )
     if refused or len(errors) == len(located.hosts):
         raise HostErrors(refused or errors)
     _warn(session, errors)

@@ -46,7 +46,8 @@ def status(
 ) -> None:
     """Show runs: state, nodes, step, loss, speed, age; for one run also each host and the first failure.
 
-    States: starting, running, lost-contact, succeeded, failed, cancelled. Losing contact is not failing:
+    States: starting, running, lost-contact, restarting (between two attempts), succeeded, failed,
+    cancelled, preempted. Losing contact is not failing:
     the job may be fine. A run that has ended is shown from the ledger, without asking a host.
 
     With `-w`, a lost connection ends nothing: the last view stays, with what is wrong. `-w -o json` prints

@@ -1,8 +1,5 @@
 """Contact with every host of a run, each in a thread of its own: what it last said, and how long its ranks
 may go on without us.
-
-The arithmetic of the lease stands here: a host is told an end on its own monotonic clock that can't lie later
-than we assume, whatever the network does to a message.
 """
 
 from __future__ import annotations
@@ -16,14 +13,12 @@ from typing import Self
 from llmctl.controller.backends.agent import AgentClient
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host
+from llmctl.controller.supervise.lease import HostClock, end_here, end_there
 from llmctl.controller.transport.pool import Connections
 from llmctl.errors import LlmctlError, NotFoundError, ProvisionError
 from llmctl.wire.contact import ContactReply, ContactRequest, Probe
 from llmctl.wire.records import NodeStatus
 from llmctl.wire.supervision import EVERY_S, Supervision
-
-FENCE_MARGIN_S = 5.0
-"""For an agent to notice that its lease is over, and to kill its ranks."""
 
 _DEADLINE_S = 8.0
 _ANOTHER = "another supervisor"
@@ -69,8 +64,7 @@ class _Line:
     host: Host
     lock: threading.Lock = field(default_factory=threading.Lock)
     seen: Sighting
-    clock: tuple[float, float, str] | None = None
-    """(when a reply came here, the host's monotonic clock in it, the boot)."""
+    clock: HostClock | None = None
     lease_s: float | None = None
     probes: tuple[Probe, ...] = ()
 
@@ -117,7 +111,7 @@ class Contacts:
             with line.lock:
                 line.lease_s = seconds
                 if seconds is not None:
-                    line.seen = replace(line.seen, ranks_until=now + seconds + FENCE_MARGIN_S)
+                    line.seen = replace(line.seen, ranks_until=end_here(now, seconds))
 
     def ended(self, name: str) -> None:
         """The ranks there have ended for certain: no lease counts any more."""
@@ -161,22 +155,22 @@ class Contacts:
             self._note(line, reply, client_error, asked)
 
     def _with_lease(self, line: _Line, asked: float) -> Supervision:
-        """At the host's time `mono + (asked - came)` or later, so the end is no later than we assume."""
+        """What is said, with the lease that it renews."""
         said = self._said()
         if line.lease_s is None:
             return said
         if line.clock is None:  # the lease counts from the attempt's start there
             return said
-        came, mono, boot_id = line.clock
-        until = asked + line.lease_s + FENCE_MARGIN_S
+        until = end_here(asked, line.lease_s)
         line.seen = replace(line.seen, ranks_until=max(until, line.seen.ranks_until or 0.0))
-        return replace(said, valid_until=mono + (asked - came) + line.lease_s, boot_id=boot_id)
+        told = end_there(line.clock, asked, line.lease_s)
+        return replace(said, valid_until=told, boot_id=line.clock.boot_id)
 
     def _note(self, line: _Line, reply: ContactReply | None, error: LlmctlError | None, asked: float) -> None:
         now = time.monotonic()
         seen = replace(line.seen, ok_at=now, asked_at=asked, answered=True, error=None)
         if reply is not None:
-            line.clock = (now, reply.mono, reply.boot_id)
+            line.clock = HostClock(came=now, mono=reply.mono, boot_id=reply.boot_id)
             line.seen = replace(seen, reply=reply, missing=False)
         elif isinstance(error, NotFoundError):
             line.seen = replace(seen, missing=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from llmctl.controller.collect.pace import hang_verdict
 from llmctl.controller.plan.attempts import AttemptEnd, EndedBy, HostSight
 from llmctl.controller.supervise.contacts import Sighting
 from llmctl.wire.records import NodeStatus
@@ -63,7 +64,9 @@ def verdict(attempt: Attempt, seen: Mapping[str, Sighting], now: float) -> Broke
     failed = [name for name in attempt.hosts if name in told and told[name].state is NodeState.FAILED]
     if failed:
         first = min(failed, key=lambda name: failed_at(told[name], seen[name]))
-        return Broken(by=EndedBy.FAILURE, reason=reason_of(first, told[first]))
+        hung = told[first].hang is not None
+        reason = (hang_verdict(told) if hung else "") or reason_of(first, told[first])
+        return Broken(by=EndedBy.FAILURE, reason=reason)
     wiped = [name for name in attempt.hosts if seen[name].missing and seen[name].asked_at > attempt.began]
     if wiped:
         return Broken(by=EndedBy.LOSS, reason=f"{wiped[0]} knows nothing of the run any more")
@@ -134,8 +137,14 @@ def sights(
         if not over(name, attempt, seen, now):
             found[name] = HostSight.BUSY
         else:
-            found[name] = HostSight.FREE if seen[name].silent_for(now) <= LOST_S else HostSight.GONE
+            free = seen[name].silent_for(now) <= LOST_S and not _taken(seen[name])
+            found[name] = HostSight.FREE if free else HostSight.GONE
     return found
+
+
+def _taken(one: Sighting) -> bool:
+    """Another run came while this one had nothing going on there; hosts are not shared silently."""
+    return one.reply is not None and bool(one.reply.held_by)
 
 
 def end_of(attempt: Attempt, broken: Broken, seen: Mapping[str, Sighting]) -> AttemptEnd:

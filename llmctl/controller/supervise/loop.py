@@ -121,6 +121,7 @@ class Supervisor:
             broken = self._watch(contacts)
             if broken is None:
                 return End(state=RunState.LOST_CONTACT, why="another supervisor acts for this run")
+            broken = self._first_cause(contacts, broken)
             self._note_end(broken, contacts.seen())
             self._finish(contacts, broken)
             end = self._next(contacts)
@@ -180,8 +181,6 @@ class Supervisor:
         if broken.by in (EndedBy.SUCCESS, EndedBy.STOP):
             return
         self._tell(phase=phases.PAUSING, detail=broken.reason)
-        if broken.by is EndedBy.FAILURE:
-            self._await_peers(contacts)
         grace = self._charge.config.job.train.grace_s if broken.calm else END_GRACE_S
         self._end_running(contacts, broken.reason, grace)
 
@@ -200,13 +199,19 @@ class Supervisor:
         client = AgentClient(self._connections.get(host.name), host, self._archive)
         client.stop(self._charge.run_id, request)
 
-    def _await_peers(self, contacts: Contacts) -> None:
+    def _first_cause(self, contacts: Contacts, broken: Broken) -> Broken:
+        """A host that only lost its peers may have been heard first: the others' last words are waited for,
+        which also lets them end by themselves."""
+        if broken.by is not EndedBy.FAILURE:
+            return broken
+        self._tell(phase=phases.PAUSING, detail=broken.reason)
         deadline = time.monotonic() + judge.PEERS_GRACE_S
         while time.monotonic() < deadline:
             told = judge.statuses(self._attempt, contacts.seen())
-            if all(status.state.ended for status in told.values()):
-                return
+            if len(told) == len(self._attempt.hosts) and all(one.state.ended for one in told.values()):
+                break
             time.sleep(LOOK_S)
+        return judge.verdict(self._attempt, contacts.seen(), time.monotonic()) or broken
 
     def _note_end(self, broken: Broken, seen: dict[str, Sighting]) -> None:
         ended = judge.end_of(self._attempt, broken, seen)

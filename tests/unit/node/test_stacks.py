@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmctl.node import stacks
-from llmctl.node.hang import SHORTEST_S, bound_s, summary
+from llmctl.node.hang import BESIDE_STEPS_S, SHORTEST_S, bound_s, summary
 from llmctl.wire.progress import Progress, RankStack
 
 DUMP = """Thread 0x00007f21 (most recent call first):
@@ -51,12 +51,14 @@ def progress(steps: int, longest_s: float, step: int = 5, total: int | None = 10
 
 def test_the_bound_comes_from_measured_steps_or_from_the_job() -> None:
     """None until enough steps are known and once the last one is done; never below the floor."""
-    assert bound_s(None, []) is None
-    assert bound_s(None, [progress(2, 1.0)]) is None
-    assert bound_s(None, [progress(9, 1.0)]) == SHORTEST_S
-    assert bound_s(None, [progress(9, 1.0), progress(9, 30.0)]) == 600.0
-    assert bound_s(None, [progress(9, 1.0, step=10)]) is None
-    assert bound_s(7.0, []) == 7.0
+    assert bound_s(None, ()) is None
+    assert bound_s(None, (progress(2, 1.0),)) is None
+    assert bound_s(None, (progress(9, 1.0),)) == SHORTEST_S
+    assert bound_s(None, (progress(9, 1.0), progress(9, 30.0))) == 600.0
+    assert bound_s(None, (progress(9, 1.0, step=10),)) is None
+    assert bound_s(7.0, (progress(1, 0.0),)) == 7.0
+    assert bound_s(7.0, ()) == bound_s(7.0, (progress(9, 1.0, step=10),)) == BESIDE_STEPS_S
+    assert bound_s(0.0, (progress(9, 1.0),)) is None
 
 
 def test_a_host_whose_ranks_all_wait_blames_another() -> None:
