@@ -106,7 +106,7 @@ def test_the_host_behind_a_bad_wire_is_named_by_pairing_again(tmp_path: Path) ->
         ]
         document = {"version": 1, "pools": {"main": {"hosts": hosts}}}
         (tmp_path / "hosts.yaml").write_text(yaml.safe_dump(document))
-        shape = ("tbf", "rate", "40mbit", "burst", "64kb", "latency", "50ms")
+        shape = ("tbf", "rate", "16mbit", "burst", "64kb", "latency", "50ms")
         lab._ctl("tc", "qdisc", "add", "dev", "v-node3", "root", *shape)
         found = deep(cluster)
         pairs = [{pair["a"], pair["b"]} for pair in found["pairs"]]

@@ -111,7 +111,7 @@ class _Crew:
         connections: Connections,
         archive: AgentArchive,
     ) -> None:
-        self._hosts = {host.name: host for host in hosts}
+        self._hosts = {host.name: _with_python(host, facts[host.name]) for host in hosts}
         self._facts = facts
         self._clients = connections
         self._archive = archive
@@ -150,10 +150,22 @@ class _Crew:
         """All-reduces: first everybody, then those who failed with partners that are known to be sound."""
         found: list[PairResult] = []
         for pairs in first_pairs(names):
-            found += self._reduce(pairs)
+            found += self._both_ways(pairs)
         for pairs in second_pairs(found):
-            found += self._reduce(pairs)
+            found += self._both_ways(pairs)
         return tuple(found)
+
+    def _both_ways(self, pairs: Sequence[tuple[str, str]]) -> list[PairResult]:
+        """With each of the two as rank 0: which of them connects to the other goes by rank."""
+        there = {(one.a, one.b): one for one in self._reduce(pairs)}
+        well = [pair for pair in pairs if there[pair].rate is not None]
+        for one in self._reduce([(b, a) for a, b in well]):
+            first = there[one.b, one.a]
+            if one.rate is None or first.rate is None:
+                there[one.b, one.a] = replace(first, rate=None, error=one.error)
+            else:
+                there[one.b, one.a] = replace(first, rate=min(first.rate, one.rate))
+        return [there[pair] for pair in pairs]
 
     def _reduce(self, pairs: Sequence[tuple[str, str]]) -> list[PairResult]:
         ports = self.ask({a: DeepRequest(kind=SERVE) for a, _ in pairs})
@@ -226,6 +238,11 @@ class _Crew:
 
     def _client(self, name: str) -> AgentClient:
         return AgentClient(self._clients.get(name), self._hosts[name], self._archive)
+
+
+def _with_python(host: Host, facts: HostFacts) -> Host:
+    """With the interpreter that was looked at: that of the job's environment, where it has one."""
+    return replace(host, python=facts.python.executable) if facts.python else host
 
 
 def _paired(a: str, b: str, served: DeepReply | None, replies: Mapping[str, DeepReply]) -> PairResult:
