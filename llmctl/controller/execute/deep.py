@@ -130,11 +130,19 @@ class _Crew:
             if isinstance(result, LlmctlError):
                 self._errors[name] = result.message
         for name in list(self._talks):
-            self._tell(name, DeepSetup(env=dict(env), torch=has_torch(self._facts[name])))
+            mine = {**self._shared(name), **env}
+            self._tell(name, DeepSetup(env=mine, torch=has_torch(self._facts[name])))
         for name in list(self._talks):
             reply = self._hear(name, IMPORT_S)
             if reply.error:
                 self._drop(name, reply.error)
+
+    def _shared(self, name: str) -> dict[str, str]:
+        """Several `local` hosts have one machine's cores: all of them at once would be far slower."""
+        local = sum(host.is_local for host in self._hosts.values())
+        if not self._hosts[name].is_local or local < 2:
+            return {}
+        return {"OMP_NUM_THREADS": str(max(1, self._facts[name].cores // local))}
 
     def leave(self) -> None:
         for talk in self._talks.values():
