@@ -167,13 +167,19 @@ def test_without_a_fit_python_and_without_uv_it_is_one_line(cluster: Cluster) ->
     assert told.count("\n") <= 5
 
 
-def test_a_broken_configured_python_is_replaced_by_one_that_fits(cluster: Cluster) -> None:
-    """The interpreter named in hosts.yaml does not start: another that is there makes the environment."""
-    cluster.write_hosts(a={"python": "/nowhere/python3"})
-    made = bootstrapped(cluster, "--wheelhouse", "--limit", "a")["a"]
+def test_where_python3_does_not_start_another_one_serves(cluster: Cluster, lab: Lab) -> None:
+    """Another Python that is there makes the environment, and runs llmctl's own agent from then on."""
+    cluster.write_hosts(a={"python": "python3"})
+    broken = lab.path("node0", "/usr/local/bin/python3")
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    try:
+        made = bootstrapped(cluster, "--wheelhouse", "--limit", "a")["a"]
+        lab.on_host("node0", [made["python"], "-c", "import alpha"], check=True)
+        cluster.run("hosts", "clean", "--dry-run", "--limit", "a")
+    finally:
+        broken.unlink()
     assert made["changed"]
-    assert cluster.lab is not None
-    cluster.lab.on_host("node0", [made["python"], "-c", "import alpha"], check=True)
 
 
 def test_killed_in_the_middle_then_run_again(cluster: Cluster, lab: Lab, index: Path) -> None:
