@@ -372,9 +372,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def bits(rate: float) -> str:
-    """Bytes per second as people speak of networks: `9.4 Gbit/s`, `640 Mbit/s`, `no way`."""
+    """Bytes per second as people speak of networks: `9.4 Gbit/s`, `640 Mbit/s`, `nothing`."""
     if rate <= 0:
-        return "no way"
+        return "nothing"
     value = rate * 8
     for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6)):
         if value >= size:
