@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmctl.controller.backends.agent import AgentClient
+from llmctl.errors import ProvisionError, RemoteCommandError
 from llmctl.wire import codec
 from llmctl.wire.environments import EnvReply, EnvRequest, HaveReply, HaveRequest
 
@@ -15,7 +16,12 @@ class Provisioner(AgentClient):
     def environment(self, request: EnvRequest) -> EnvReply:
         """Build the environment, or find that it stands."""
         deadline_s = request.deadline_s + MARGIN_S
-        return self._call(EnvReply, ["environment"], codec.dumps(request), deadline_s, "bootstrap")
+        try:
+            return self._call(EnvReply, ["environment"], codec.dumps(request), deadline_s, "bootstrap")
+        except RemoteCommandError as error:
+            raise ProvisionError(
+                error.message, host=error.host, stage=error.stage, hint="run it again: what is there is kept"
+            ) from error
 
     def wheels(self, request: HaveRequest, *, deadline_s: float = 60.0) -> HaveReply:
         """Which of these files are missing there."""

@@ -111,7 +111,7 @@ class _Crew:
         connections: Connections,
         archive: AgentArchive,
     ) -> None:
-        self._hosts = {host.name: host for host in hosts}
+        self._hosts = {host.name: _with_python(host, facts[host.name]) for host in hosts}
         self._facts = facts
         self._clients = connections
         self._archive = archive
@@ -130,11 +130,19 @@ class _Crew:
             if isinstance(result, LlmctlError):
                 self._errors[name] = result.message
         for name in list(self._talks):
-            self._tell(name, DeepSetup(env=dict(env), torch=has_torch(self._facts[name])))
+            mine = {**self._shared(name), **env}
+            self._tell(name, DeepSetup(env=mine, torch=has_torch(self._facts[name])))
         for name in list(self._talks):
             reply = self._hear(name, IMPORT_S)
             if reply.error:
                 self._drop(name, reply.error)
+
+    def _shared(self, name: str) -> dict[str, str]:
+        """Several `local` hosts have one machine's cores: all of them at once would be far slower."""
+        local = sum(host.is_local for host in self._hosts.values())
+        if not self._hosts[name].is_local or local < 2:
+            return {}
+        return {"OMP_NUM_THREADS": str(max(1, self._facts[name].cores // local))}
 
     def leave(self) -> None:
         for talk in self._talks.values():
@@ -150,10 +158,22 @@ class _Crew:
         """All-reduces: first everybody, then those who failed with partners that are known to be sound."""
         found: list[PairResult] = []
         for pairs in first_pairs(names):
-            found += self._reduce(pairs)
+            found += self._both_ways(pairs)
         for pairs in second_pairs(found):
-            found += self._reduce(pairs)
+            found += self._both_ways(pairs)
         return tuple(found)
+
+    def _both_ways(self, pairs: Sequence[tuple[str, str]]) -> list[PairResult]:
+        """With each of the two as rank 0: which of them connects to the other goes by rank."""
+        there = {(one.a, one.b): one for one in self._reduce(pairs)}
+        well = [pair for pair in pairs if there[pair].rate is not None]
+        for one in self._reduce([(b, a) for a, b in well]):
+            first = there[one.b, one.a]
+            if one.rate is None or first.rate is None:
+                there[one.b, one.a] = replace(first, rate=None, error=one.error)
+            else:
+                there[one.b, one.a] = replace(first, rate=min(first.rate, one.rate))
+        return [there[pair] for pair in pairs]
 
     def _reduce(self, pairs: Sequence[tuple[str, str]]) -> list[PairResult]:
         ports = self.ask({a: DeepRequest(kind=SERVE) for a, _ in pairs})
@@ -226,6 +246,11 @@ class _Crew:
 
     def _client(self, name: str) -> AgentClient:
         return AgentClient(self._clients.get(name), self._hosts[name], self._archive)
+
+
+def _with_python(host: Host, facts: HostFacts) -> Host:
+    """With the interpreter that was looked at: that of the job's environment, where it has one."""
+    return replace(host, python=facts.python.executable) if facts.python else host
 
 
 def _paired(a: str, b: str, served: DeepReply | None, replies: Mapping[str, DeepReply]) -> PairResult:

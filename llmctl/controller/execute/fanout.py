@@ -1,16 +1,15 @@
 """Files to many hosts, sent once: to one host from here, from there host to host while they still come.
 
-A tree of WIDTH: each host hands on to at most that many, so that no link carries the files more often. It
-is started from the root down, each host told by SSH where its parent listens and the token to show. What
-fails in the tree (no way between two hosts, a host that dies) is sent from here as without it.
+A tree: each host hands on to a few, so that no link carries the files more often. Every host is told by SSH
+where its parent listens and the token to show. What fails in the tree (no way between two hosts, a host that
+dies) is sent from here as without it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from llmctl.controller.backends.talk import EndedError, Talk
 from llmctl.controller.config.types import Host
 from llmctl.controller.plan.fanout import Branch, tree
 from llmctl.controller.transport.pool import Connections
-from llmctl.errors import LlmctlError, RemoteCommandError, TransferError
+from llmctl.errors import LlmctlError, RemoteCommandError
 from llmctl.wire.environments import Blob, RelayHello, RelayReply, RelayRequest, RelayWanted
 
 STAGE = "fan-out"
@@ -54,12 +53,12 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Relay:
-    """One that runs: `wanted` are the files that are missing there, in the order in which they come."""
+    """One that runs and listens."""
 
+    member: Member
     client: AgentClient
     talk: Talk
     port: int
-    wanted: tuple[Blob, ...]
 
 
 def fan_out(
@@ -75,18 +74,16 @@ def fan_out(
         content: where a file lies here.
     """
     transfer = _Transfer(blobs, content, connections, archive)
-    branches = tree([member.host.name for member in members])
-    results = transfer.run({member.host.name: member for member in members}, branches)
+    results = transfer.run(members)
     for member in members:
-        if isinstance(results[member.host.name], LlmctlError):
-            alone = [Branch(name=member.host.name, parent=None, children=0)]
-            again = _Transfer(blobs, content, connections, archive)
-            results.update(again.run({member.host.name: member}, alone))
-    return {member.host.name: results[member.host.name] for member in members}
+        failed = results[member.host.name]
+        if len(members) > 1 and isinstance(failed, LlmctlError) and member.host.name in transfer.opened:
+            results.update(_Transfer(blobs, content, connections, archive).run([member]))
+    return results
 
 
 class _Transfer:
-    """One tree, from its start to its end."""
+    """One tree, from its start to its end. `opened`: the hosts that could be spoken to."""
 
     def __init__(
         self,
@@ -100,74 +97,56 @@ class _Transfer:
         self._connections = connections
         self._archive = archive
         self._token = secrets.token_hex(16)
-        self._relays: dict[str, _Relay] = {}
+        self.opened: dict[str, _Relay] = {}
 
-    def run(
-        self, members: Mapping[str, Member], branches: Sequence[Branch]
-    ) -> dict[str, Delivered | LlmctlError]:
-        failed: dict[str, LlmctlError] = {}
+    def run(self, members: Sequence[Member]) -> dict[str, Delivered | LlmctlError]:
+        """Start every relay at once, so that all listen; then tell each whose child it is."""
+        by_name = {member.host.name: member for member in members}
+        hosts = [member.host for member in members]
+        relays = self._connections.each(hosts, lambda host: self._open(by_name[host.name]))
+        self.opened = {name: relay for name, relay in relays.items() if isinstance(relay, _Relay)}
+        branches = {branch.name: branch for branch in tree(list(self.opened))}
         try:
-            for branch in branches:
-                try:
-                    self._relays[branch.name] = self._start(members, branch)
-                except LlmctlError as error:
-                    error.host = error.host or branch.name
-                    failed[branch.name] = error
-            running = [branch for branch in branches if branch.name in self._relays]
-            with ThreadPoolExecutor(max(1, len(running)), thread_name_prefix="fan-out") as threads:
-                done = threads.map(self._finish, running)
-                return {**failed, **{branch.name: one for branch, one in zip(running, done, strict=True)}}
+            told = [by_name[name].host for name in branches]
+            done = self._connections.each(told, lambda host: self._deliver(branches[host.name]))
         finally:
-            for relay in self._relays.values():
+            for relay in self.opened.values():
                 relay.talk.close()
+        failed = {name: relay for name, relay in relays.items() if isinstance(relay, LlmctlError)}
+        return {name: failed.get(name) or done[name] for name in by_name}
 
-    def _start(self, members: Mapping[str, Member], branch: Branch) -> _Relay:
-        member = members[branch.name]
-        parent = self._relays.get(branch.parent or "")
-        if branch.parent and parent is None:
-            raise TransferError(f"{branch.parent}, which was to hand it on, failed", stage=STAGE)
-        client = AgentClient(self._connections.get(branch.name), member.host, self._archive)
+    def _open(self, member: Member) -> _Relay:
+        client = AgentClient(self._connections.get(member.host.name), member.host, self._archive)
         talk, hello = client.converse(["relay"], RelayHello, stage=STAGE, deadline_s=HELLO_S)
+        return _Relay(member=member, client=client, talk=talk, port=hello.port)
+
+    def _deliver(self, branch: Branch) -> Delivered:
+        """Say what to get from where, feed it if it is the root, and wait until it has everything."""
+        relay = self.opened[branch.name]
+        parent = self.opened[branch.parent] if branch.parent else None
         try:
-            talk.say(
+            relay.talk.say(
                 RelayRequest(
                     token=self._token,
                     blobs=self._blobs,
-                    folder=member.folder,
-                    sources=members[branch.parent].addresses if branch.parent else (),
+                    folder=relay.member.folder,
+                    sources=parent.member.addresses if parent else (),
                     port=parent.port if parent else 0,
                     children=branch.children,
                 )
             )
-            told = talk.hear(RelayWanted, deadline_s=HELLO_S)
-        except EndedError as ended:
-            talk.close()
-            raise client.ended(ended, STAGE) from None
-        except BaseException:
-            talk.close()
-            raise
-        missing = set(told.missing)
-        wanted = tuple(blob for blob in self._blobs if blob.sha256 in missing)
-        return _Relay(client=client, talk=talk, port=hello.port, wanted=wanted)
-
-    def _finish(self, branch: Branch) -> Delivered | LlmctlError:
-        """Feed it if it is the root, and wait until it has everything."""
-        relay = self._relays[branch.name]
-        try:
-            if branch.parent is None:
-                self._feed(relay)
+            missing = set(relay.talk.hear(RelayWanted, deadline_s=HELLO_S).missing)
+            if parent is None:
+                self._feed(relay.talk, [blob for blob in self._blobs if blob.sha256 in missing])
             reply = relay.talk.hear(RelayReply, deadline_s=DEADLINE_S)
             return Delivered(bytes=reply.bytes, source=branch.parent)
         except EndedError as ended:
-            return relay.client.ended(ended, STAGE)
-        except LlmctlError as error:
-            error.host = error.host or branch.name
-            return error
+            raise relay.client.ended(ended, STAGE) from None
 
-    def _feed(self, relay: _Relay) -> None:
+    def _feed(self, talk: Talk, wanted: Sequence[Blob]) -> None:
         """A relay that ended says why where its answer is awaited."""
         with contextlib.suppress(RemoteCommandError):
-            for blob in relay.wanted:
+            for blob in wanted:
                 with self._content(blob).open("rb", buffering=0) as file:
                     while data := file.read(_BLOCK):
-                        relay.talk.send(data, deadline_s=STALL_S)
+                        talk.send(data, deadline_s=STALL_S)

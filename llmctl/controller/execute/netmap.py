@@ -24,7 +24,7 @@ SECONDS = 0.4
 """Of sending, each way: enough to leave slow start behind on any link, short enough for 100 hosts."""
 
 CONNECT_S = 3.0
-_PATIENCE_S = 30.0
+_PATIENCE_S = 60.0
 """For one way, beside its own time: a host that is busy answers late."""
 
 Pair = frozenset[str]

@@ -6,6 +6,7 @@ uv is taken from the host, or sent from here out of its own wheel. It downloads 
 
 from __future__ import annotations
 
+import re
 import zipfile
 
 from llmctl.controller.config.types import Host
@@ -87,5 +88,4 @@ def _send_uv(transport: Transport, workdir: str, target: Target, locker: Locker)
 def _cause(stderr: bytes) -> str:
     """uv prints a chain of causes: the last one is the reason."""
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by:")]
-    return (causes or lines or ["it said nothing"])[-1]
+    return re.sub(r"^(?i:caused by|cause|error): *", "", lines[-1]) if lines else "it said nothing"

@@ -317,7 +317,7 @@ def _reasons(
     slowest = min(_ring(found), key=lambda pair: grid.rate(*pair))
     told = f"{_some(found)}; the ring's slowest link is {'-'.join(slowest)}, {bits(grid.rate(*slowest))}"
     if found == given:
-        yield "order", f"{told}; no other order of hosts.yaml's hosts is better"
+        yield "order", f"{told}; hosts.yaml's order, no other is better"
     else:
         before = min(_ring(given), key=lambda pair: grid.rate(*pair))
         yield "order", f"{told}; in hosts.yaml's order {'-'.join(before)}, {bits(grid.rate(*before))}"
@@ -372,9 +372,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def bits(rate: float) -> str:
-    """Bytes per second as people speak of networks: `9.4 Gbit/s`, `640 Mbit/s`, `no way`."""
+    """Bytes per second as people speak of networks: `9.4 Gbit/s`, `640 Mbit/s`, `nothing`."""
     if rate <= 0:
-        return "no way"
+        return "nothing"
     value = rate * 8
     for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6)):
         if value >= size:

@@ -101,7 +101,7 @@ def _not_over_choice(netmap: NetMap, choice: NetChoice) -> Iterator[Verdict]:
 
 
 def _slow(netmap: NetMap, choice: NetChoice) -> Iterator[Verdict]:
-    """A host all of whose links are slow is told once; else the link."""
+    """A host with slow links only is told once; else links, unless most are slow: that is the network."""
     rates = _rates(netmap, choice)
     if len(rates) < 3:
         return
@@ -122,7 +122,7 @@ def _slow(netmap: NetMap, choice: NetChoice) -> Iterator[Verdict]:
                 hint=f"look at cable, speed and duplex: ethtool {choice.ends[name].interface} on {name}",
             )
     left = sorted((rate, pair) for pair, rate in slow.items() if not guilty & set(pair))
-    if left:
+    if left and len(left) <= len(rates) / 2:
         rate, (a, b) = left[0]
         more = f"and {len(left) - 1} more like it" if len(left) > 1 else ""
         yield Verdict(

@@ -16,8 +16,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from llmctl.wire.deep import DeepReply, DeepRequest, DeviceSpeed
 
 CPU_SIZE, GPU_SIZE = 1024, 8192
-CPU_BYTES, GPU_BYTES = 8 << 20, 64 << 20
-TURNS = 2
+CPU_BYTES, GPU_BYTES = 4 << 20, 64 << 20
+TURNS = 3
+ENOUGH_S = 1.0
 PEER_S = 20.0
 """For a peer that has to import torch or is busy; the controller has a deadline of its own."""
 
@@ -104,17 +105,25 @@ def reduce(request: DeepRequest) -> DeepReply:
 
 
 def _summed(rank: int, backend: str) -> float:
+    """Bytes per second of the best turn; the first makes the connections, and is all of it on a slow link."""
     device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
     count = (GPU_BYTES if backend == "nccl" else CPU_BYTES) // 4
-    best = float("inf")
-    for turn in range(TURNS + 1):
-        tensor = torch.full((count,), float(rank + 1), device=device)
-        began = time.perf_counter()
-        dist.all_reduce(tensor)
-        _settle(device)
-        took = time.perf_counter() - began
-        if not bool((tensor == 3.0).all()):
-            wrong = int((tensor != 3.0).sum())
-            raise ValueError(f"the all-reduce gave {wrong} wrong sums of {count}")
-        best = min(best, took) if turn else best  # the first one makes the connections
+    best = _turn(rank, count, device)
+    slowest = torch.tensor([best], device=device)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)  # both sides must agree whether to go on
+    for _ in range(TURNS if float(slowest) < ENOUGH_S else 0):
+        best = min(best, _turn(rank, count, device))
     return 4 * count / best
+
+
+def _turn(rank: int, count: int, device: torch.device) -> float:
+    tensor = torch.full((count,), float(rank + 1), device=device)
+    _settle(device)
+    began = time.perf_counter()
+    dist.all_reduce(tensor)
+    _settle(device)
+    took = time.perf_counter() - began
+    wrong = int((tensor != 3.0).sum())
+    if wrong:
+        raise ValueError(f"the all-reduce gave {wrong} wrong sums of {count}")
+    return took

@@ -125,7 +125,7 @@ def _measure(
     memory = _memory(session, hosts, facts)
     known = memory.links(max_age_s) if max_age_s else {}
     wanted = pairs_of([host.name for host in hosts]) - known.keys()
-    doing = f"{len(wanted)} pairs" + (f", {len(known)} known" if known else "")
+    doing = f"{len(wanted)} of {len(wanted) + len(known)} pairs"
     with Stages(session.screen).stage("map", f"measuring {doing}") as stage:
         found = measure_links(
             hosts,
@@ -137,7 +137,8 @@ def _measure(
             seconds=seconds,
             measured=lambda _link: stage.count(1, "measured"),
         )
-        stage.text = f"{len(found.links)} pairs measured" + (f", {len(known)} known" if known else "")
+        count = len(found.links)
+        stage.text = f"{count} pair{'s' * (count != 1)} measured" + (f", {len(known)} known" if known else "")
     memory.remember(found.links)
     names = tuple(host.name for host in hosts if host.name not in found.failed)
     links = tuple(link for link in (*known.values(), *found.links) if {link.a, link.b} <= set(names))
