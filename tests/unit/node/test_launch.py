@@ -112,7 +112,12 @@ def test_every_documented_name_is_given_or_optional() -> None:
     """A rank finds every name of wire/environment.py that the agent is to set."""
     mix = (DataSource(uri="/a", weight=2.0), DataSource(uri="s3://b/c"))
     found = set(launch.contract(spec(data_uri="file:///d"))) | set(launch.contract(spec(data_mix=mix)))
-    assert set(environment.MEANING) - found <= {environment.BACKEND, environment.STORES}
+    assert set(environment.MEANING) - found <= {
+        environment.BACKEND,
+        environment.STORES,
+        environment.INFER_TOKEN,
+        environment.INFER_API_KEY,
+    }
 
 
 def test_a_direct_rank_is_told_its_place() -> None:
