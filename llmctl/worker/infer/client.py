@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from llmctl.errors import HostUnreachableError, IntegrityError
 from llmctl.wire import codec
 from llmctl.wire.infer import MAX_LINE, Answer, Order
+from llmctl.worker.infer.deadline import bounded
 
 CONNECT_S = 15.0
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
@@ -27,7 +28,7 @@ class ReplicaClient:
         """Raises HostUnreachableError."""
         try:
             opened = asyncio.open_connection(address, port, limit=MAX_LINE)
-            reader, writer = await asyncio.wait_for(opened, CONNECT_S)
+            reader, writer = await bounded(opened, CONNECT_S)
         except (OSError, asyncio.TimeoutError) as error:
             raise HostUnreachableError(f"no replica at {address}:{port}: {error}", stage="infer") from None
         watch_peer(writer)
@@ -51,7 +52,8 @@ class ReplicaClient:
                 return
 
     async def close(self) -> None:
-        self._writer.close()
+        """At once: a replica that hangs would never take what is still on its way."""
+        self._writer.transport.abort()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 

@@ -19,6 +19,7 @@ from llmctl.wire.serving import InferSpec
 from llmctl.wire.specs import NodeSpec
 from llmctl.worker.infer.batch import run_batch
 from llmctl.worker.infer.client import watch_peer
+from llmctl.worker.infer.deadline import bounded
 from llmctl.worker.infer.duty import Duty, Stop
 from llmctl.worker.infer.link import LINE_LIMIT, Link, accept
 from llmctl.worker.infer.modelfiles import read_model
@@ -135,7 +136,7 @@ class Front:
                 names = ", ".join(p.host for p in self._spec.peers if p.node_rank not in self._links)
                 raise DeadlineError(f"{names} did not report within {HOSTS_S:g} s", stage="infer")
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._news.wait(), left)
+                await bounded(self._news.wait(), left)
 
     # --- the run ---
 
@@ -188,7 +189,7 @@ class Front:
         for node, link in self._links.items():
             self.tell(node, Bye(code=code))
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(link.drain(), 5.0)
+                await bounded(link.drain(), 5.0)
 
     def note(self, text: str) -> None:
         """For people: in this rank's log, and in the run's metrics, which whoever follows it sees."""

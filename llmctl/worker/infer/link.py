@@ -10,12 +10,11 @@ import contextlib
 import hmac
 import json
 import secrets
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
-from llmctl.errors import DeadlineError, HostUnreachableError, IntegrityError
+from llmctl.errors import HostUnreachableError, IntegrityError
+from llmctl.worker.infer.deadline import bounded
 
-T = TypeVar("T")
 LINE_LIMIT = 8 << 20
 """Bytes of one message at most."""
 HANDSHAKE_S = 10.0
@@ -58,21 +57,13 @@ class Link:
             await self._writer.wait_closed()
 
 
-async def within(waited: Awaitable[T], seconds: float, what: str) -> T:
-    """`waited`, or DeadlineError."""
-    try:
-        return await asyncio.wait_for(waited, seconds)
-    except asyncio.TimeoutError:
-        raise DeadlineError(f"{what} took more than {seconds:g} s") from None
-
-
 async def accept(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str
 ) -> tuple[Link, dict[str, Any]] | None:
     """The front's side: (link, the peer's hello), or None for a stranger, whose connection is closed."""
     link = Link(reader, writer)
     try:
-        hello = await asyncio.wait_for(_challenge(link, token), HANDSHAKE_S)
+        hello = await bounded(_challenge(link, token), HANDSHAKE_S)
     except (asyncio.TimeoutError, IntegrityError):
         link.close()
         return None
@@ -101,7 +92,7 @@ async def dial(address: str, port: int, token: str, hello: dict[str, Any], *, de
     until, pause, why = clock() + deadline_s, _PAUSE_S, "no answer"
     while True:
         try:
-            return await asyncio.wait_for(_dial(address, port, token, hello), HANDSHAKE_S)
+            return await bounded(_dial(address, port, token, hello), HANDSHAKE_S)
         except asyncio.TimeoutError:
             why = "no answer"
         except (OSError, IntegrityError) as error:

@@ -15,6 +15,7 @@ from llmctl.wire.metrics import EndpointLine
 from llmctl.wire.serving import ServeSpec
 from llmctl.worker.infer.api import Api
 from llmctl.worker.infer.chat import ChatTemplate
+from llmctl.worker.infer.deadline import bounded
 from llmctl.worker.infer.duty import Duty
 from llmctl.worker.infer.openai import Model
 
@@ -74,7 +75,7 @@ async def _run(duty: Duty, api: Api, runner: web.AppRunner, site: web.TCPSite) -
             _announce(duty, runner)
         duty.progress.tell(None)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(duty.stop.asked.wait(), 1.0 if told else POLL_S)
+            await bounded(duty.stop.asked.wait(), 1.0 if told else POLL_S)
     api.draining = True
     await site.stop()
     until = time.monotonic() + duty.stop.drain_s

@@ -18,7 +18,7 @@ from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.infer import ADD, Order, ReplicaReady, SamplingSpec
 from llmctl.wire.serving import InferSpec, ReplicaPlan
 from llmctl.worker.infer.client import ReplicaClient
-from llmctl.worker.infer.link import within
+from llmctl.worker.infer.deadline import bounded, within
 from llmctl.worker.infer.orders import AskPort, End, Ended, Exited, Port, RankSlot, Ready, Start
 from llmctl.worker.infer.router import Router, Station, capacity
 
@@ -238,7 +238,7 @@ class Supervisor:
         deadline = time.monotonic() + END_S
         while waiting and time.monotonic() < deadline:
             try:
-                message = await asyncio.wait_for(self.inbox.get(), max(0.01, deadline - time.monotonic()))
+                message = await bounded(self.inbox.get(), max(0.01, deadline - time.monotonic()))
             except asyncio.TimeoutError:
                 return
             waiting -= isinstance(message, (Ended, HostGone))
