@@ -1,7 +1,7 @@
 """Waiting with a deadline, in a way that never loses a cancellation.
 
-`asyncio.wait_for` before Python 3.12 returns its result, as if nobody had cancelled it, where the cancel comes
-in the same turn of the loop as the result: a replica's supervisor that was told to end then lived on, and the
+Where a cancel and the result come in the same turn of the loop, `asyncio.wait_for` before Python 3.12 returns
+the result as if nobody had cancelled it: a replica's supervisor that was told to end then lived on, and the
 run with it.
 """
 
