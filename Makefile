@@ -76,7 +76,7 @@ $(RUN_STAMP): | $(PY)
 
 $(DEV_STAMP): | $(PY)
 	@$(install_torch)
-	$(PIP) install --editable '.[worker,parquet,hdfs,s3,dev]' '$(TORCH)'
+	$(PIP) install --editable '.[worker,infer,parquet,hdfs,s3,dev]' '$(TORCH)'
 	@touch $@ $(RUN_STAMP)
 
 # Without a GPU the CPU wheel is a tenth of the size. pip would retry an index that can't be reached for

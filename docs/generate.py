@@ -224,6 +224,7 @@ def command_table() -> str:
     rows = (
         f"| `llmctl {name}` | {command.get_short_help_str(300)} |\n"
         for name, command in root.commands.items()
+        if not command.hidden
     )
     return "| command | what it does |\n|---|---|\n" + "".join(rows)
 
@@ -238,6 +239,8 @@ def _command(command: Any, path: str) -> Iterator[str]:
     if examples := [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("    ")]:
         yield "```console\n" + "\n".join(f"$ {line}" for line in examples) + "\n```\n"
     for name, nested in getattr(command, "commands", {}).items():
+        if nested.hidden:
+            continue
         yield from _command(nested, f"{path} {name}")
 
 

@@ -47,6 +47,10 @@ class PreflightError(LlmctlError, RuntimeError):
     """A host is reachable but not fit for the job: no python, no torch, no room."""
 
 
+class BusyError(PreflightError):
+    """A host is held by another run, and this one was not to share it."""
+
+
 class HostUnreachableError(LlmctlError, ConnectionError):
     """No working SSH connection: refused, timed out, cut, or no accepted key."""
 

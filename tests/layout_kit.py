@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ DEADLINE_S = 900.0
 
 PR_SET_PDEATHSIG = 1
 
-MOST = 8
+MOST = 12
 """Cases per set of processes: each leaves its process groups behind, with their threads. Taking the groups
 down is no way, because DTensor keeps a mesh of the same form and works on in its groups."""
 
@@ -49,32 +52,42 @@ class Case:
 
     Attributes:
         resume: a checkpoint folder that lies in the place for checkpoints before it starts.
+        script: a script of one's own with a `prepare(job)`; else the recipe trains.
     """
 
     name: str
     recipe: RecipeSpec
     checkpoints: str
     resume: str = ""
+    script: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
     """What a training came to: its losses, gradient norms and notes, and hashes of the state that it began
-    with where that was a checkpoint's."""
+    with where that was a checkpoint's.
+
+    Attributes:
+        rounding: of a self-check, how far the layout's gradient is from one computed in float64, and how
+            far that of one process in float32 is.
+    """
 
     losses: list[float]
     norms: list[float]
     notes: list[str]
     digests: dict[str, str]
     error: str = ""
+    rounding: list[float] = field(default_factory=list)
     journals: list[str] = field(default_factory=list)
 
 
-def case(base: Path, name: str, spec: ParallelSpec, *, resume: Path | None = None, **changes: Any) -> Case:
+def case(
+    base: Path, name: str, spec: ParallelSpec, *, resume: Path | None = None, script: str = "", **changes: Any
+) -> Case:
     """TWENTY with some changes in the layout `spec`."""
     recipe = replace(TWENTY, parallel=spec, **changes)
     place = str(base / "checkpoints" / name)
-    return Case(name=name, recipe=recipe, checkpoints=place, resume=str(resume or ""))
+    return Case(name=name, recipe=recipe, checkpoints=place, resume=str(resume or ""), script=script)
 
 
 def run_worlds(base: Path, corpus: Path, worlds: Sequence[World]) -> dict[str, Result]:
@@ -187,10 +200,11 @@ def _rank(world: dict[str, Any], spec: NodeSpec) -> None:
 def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, Any]:
     """Train as `llmctl.worker.train` does, in this process."""
     from llmctl.errors import LlmctlError
+    from llmctl.worker.job import Job as WorkerJob
     from llmctl.worker.loop import Loop
     from llmctl.worker.metrics import Metrics
+    from llmctl.worker.recipe import build
     from llmctl.worker.stop import StopSignal
-    from llmctl.worker.trainer import build
 
     attempt = Path(RunLayout(str(folder / "run")).attempt(spec.attempt).root)
     attempt.mkdir(parents=True, exist_ok=True)
@@ -200,9 +214,19 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
     path = folder / "metrics.jsonl"
     metrics = Metrics(path=str(path) if session.is_first else None, speaks=False)
     here = replace(spec, checkpoint_uri=now.checkpoints)
+    job = WorkerJob(
+        spec=here,
+        recipe=now.recipe,
+        session=session,
+        run_dir=str(folder / "run"),
+        metrics=metrics,
+        stop=StopSignal(),
+    )
     digests, error = {}, ""
+    rounding: list[float] = []
     try:
-        training = build(here, now.recipe, session, str(folder / "run"), metrics, StopSignal())
+        with nullcontext() if now.script else _rounding_told(rounding):
+            training = prepare(now.script, job)._training if now.script else build(job)
         digests = _digests(training, session) if training.done else {}
         Loop(training).run()
         training.batches.close()
@@ -218,8 +242,65 @@ def _train(spec: NodeSpec, now: Case, session: Any, folder: Path) -> dict[str, A
         "notes": [line["text"] for line in lines if line["kind"] == "note"],
         "digests": digests,
         "error": error,
+        "rounding": rounding,
         "journals": [path.name for path in attempt.glob("consumed-*.jsonl")],
     }
+
+
+@contextmanager
+def _rounding_told(into: list[float]) -> Iterator[None]:
+    """Where the recipe checks itself inside, its two distances from float64 go `into` rank 0's list."""
+    from llmctl.worker.selfcheck import SelfCheck
+
+    compare = SelfCheck._compare
+
+    def measured(check: Any, gradients: Any, weights: Any, weight: float) -> float:
+        if check.precision.bf16 or check.recipe.dropout:
+            return compare(check, gradients, weights, weight)
+        exact = _exact_gradient(check, weights)
+        alone, divisor = check._alone(weights)
+        mine = {name: gradients[name].double() / weight for name in exact}
+        one = {name: p.grad.double() / divisor for name, p in alone.named_parameters()}
+        into.extend((_distance(mine, exact), _distance(one, exact)))
+        return compare(check, gradients, weights, weight)
+
+    SelfCheck._compare = measured  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SelfCheck._compare = compare  # type: ignore[method-assign]
+
+
+def _exact_gradient(check: Any, weights: Any) -> dict[str, Any]:
+    """The gradient of one process that computes in float64."""
+    from llmctl.worker.parallel.layout import Replicas
+
+    layout = Replicas(ParallelSpec(), replace(check.session, rank=0, world=1, host_group=None))
+    model = layout.model(check.architecture, replace(check.recipe, parallel=None), check.precision).double()
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights[name])
+    objective, total = check.objective_of(layout), 0.0
+    for piece in check._shares():
+        total += float(objective.begin(piece.targets)[0])
+        if len(piece.inputs):
+            objective(model(piece.inputs), piece.targets).backward()
+    return {name: p.grad / total for name, p in model.named_parameters()}
+
+
+def _distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Norm of the difference over the norm of `other`."""
+    apart = sum(float((one[name] - other[name]).square().sum()) for name in other)
+    return math.sqrt(apart / sum(float(tensor.square().sum()) for tensor in other.values()))
+
+
+def prepare(script: str, job: Any) -> Any:
+    """What the script's `prepare` makes of the job."""
+    found = importlib.util.spec_from_file_location("own_script", script)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.prepare(job)
 
 
 def _digests(training: Any, session: Any) -> dict[str, str]:

@@ -13,9 +13,13 @@ import time
 from collections.abc import Mapping
 
 from llmctl.node import atomic, cgroup, kernel, launch, procs, rankfiles, rundir, tail, tree, verdict
+from llmctl.node.fence import Fence
 from llmctl.node.group import Group, Swept, remember_cgroup, sweep
+from llmctl.node.hang import GRACE_S, Watchdog
 from llmctl.node.journal import Journal
 from llmctl.node.lease import LeaseKeeper
+from llmctl.wire import environment as names
+from llmctl.wire import progress
 from llmctl.wire.codec import dumps
 from llmctl.wire.records import EventKind, NodeExit, RankExit
 from llmctl.wire.specs import NodeSpec
@@ -27,6 +31,8 @@ WATCHED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.
 _POLL_S = 0.2
 _STARTING_POLL_S = 0.05
 _LEFTOVER_GRACE_S = 5.0
+_AFTER_CHECKPOINT_S = 5.0
+"""For what is left when the ranks have had their time for a last checkpoint."""
 
 
 class Agent:
@@ -51,6 +57,7 @@ class Agent:
         self._attempt = self._run.attempt(spec.attempt)
         self._me = procs.ref_of(os.getpid())
         self._lease = LeaseKeeper(self._run, attempt=spec.attempt, every_s=spec.lease_s)
+        self._fence = Fence(self._run, spec)
         self._launchers: set[int] = set()
         self._statuses: dict[int, int] = {}
         self._starts: dict[int, rankfiles.RankStart] = {}
@@ -77,6 +84,7 @@ class Agent:
         """Take the lease and tell `start`."""
         try:
             self._journal = Journal(self._run, self._spec.attempt)
+            self._hang = Watchdog(self._spec, self._attempt, self._journal)
             self._lease.take()
         except OSError as error:
             said: dict[str, object] = {"error": f"cannot write the lease: {error.strerror}"}
@@ -91,27 +99,39 @@ class Agent:
     def tick(self, seconds: float) -> None:
         """Wait for a signal, `seconds` at most, then do everything that is due."""
         taken = signal.sigtimedwait(WATCHED, seconds)
-        asked = taken is not None and taken.si_signo in (signal.SIGTERM, signal.SIGINT)
+        asked = taken.si_signo if taken and taken.si_signo in (signal.SIGTERM, signal.SIGINT) else None
         self._reap()
         self._note_ranks()
         self._lease.renew()
         self._journal.flush()
-        self._look_for_stop(signalled=asked)
+        self._look_for_stop(asked)
+        self._look_at_fence()
 
     def _reap(self) -> None:
         while (child := procs.reap_one()) is not None:
             self._statuses[child[0]] = child[1]
 
-    def _look_for_stop(self, *, signalled: bool) -> None:
-        if self._stopped or not self._stoppable or not (signalled or os.path.exists(self._run.stop_request)):
+    def _look_for_stop(self, asked: int | None) -> None:
+        """stop.json, or a signal alone: SIGINT is a stop for which the disk had no room, SIGTERM is what a
+        host sends that is going down, and the run can go on from its checkpoint."""
+        if self._stopped or not self._stoppable or not (asked or os.path.exists(self._run.stop_request)):
             return
         request = rundir.read_stop(self._run)
         self._stopped = verdict.Stopped(
             at=time.time(),
-            reason=request.reason if request else "agent got SIGTERM",
+            reason=request.reason if request else f"agent got {kernel.signal_name(asked or signal.SIGTERM)}",
             grace_s=request.grace_s if request else self._spec.grace_s,
+            preempted=request is None and asked == signal.SIGTERM,
+            checkpoint=request is not None and request.checkpoint,
         )
         self._journal.add(EventKind.STOP_REQUESTED, detail=self._stopped.reason)
+
+    def _look_at_fence(self) -> None:
+        """Nobody may be told any more that this attempt is over, so it ends before another one begins."""
+        if self._stopped or not self._stoppable or not self._fence.lapsed():
+            return
+        self._stopped = verdict.Stopped(at=time.time(), reason=self._fence.reason, grace_s=0.0, fenced=True)
+        self._journal.add(EventKind.FENCED, detail=self._fence.reason)
 
     def _note_ranks(self) -> None:
         launch_spec = self._spec.launch
@@ -230,13 +250,30 @@ class Agent:
 
     def _watch(self) -> None:
         """Until the launcher has ended, or must be ended by `_end`."""
-        while (running := self._running_launchers()) and not self._stopped and not self._failed():
+        while (running := self._running_launchers()) and not self._stopped and not self._over():
             self.tick(_STARTING_POLL_S if len(self._starts) < self._spec.launch.nproc else _POLL_S)
+            self._hang.look(self._starts)
         self._stoppable = bool(running)
         if not running:
             return
-        self._ask(running)
+        if self._stopped and self._stopped.checkpoint:
+            self._await_checkpoint(self._stopped.grace_s)
+        self._ask(self._running_launchers())
         while self._running_launchers() and self._patience() > 0:
+            self.tick(_STARTING_POLL_S)
+
+    def _await_checkpoint(self, seconds: float) -> None:
+        """SIGTERM to the ranks themselves: torchrun would end them when its own, shorter patience is over."""
+        for start in self._starts.values():
+            seen = procs.stat(start.pid)
+            mark = f"{names.RUN_DIR}={self._run.root}".encode()
+            if seen is not None and procs.with_environment((mark,), (start.pid,)):
+                procs.send(seen.ref, signal.SIGTERM)
+        deadline = time.monotonic() + seconds
+        while self._running_launchers() and len(self._exits) < len(self._starts):
+            if time.monotonic() > deadline:
+                self._journal.add(EventKind.STOP_REQUESTED, detail="the time for a last checkpoint is over")
+                break
             self.tick(_STARTING_POLL_S)
 
     def _ask(self, running: set[int]) -> None:
@@ -248,11 +285,15 @@ class Agent:
     def _running_launchers(self) -> set[int]:
         return {pid for pid in self._launchers if pid not in self._statuses}
 
-    def _failed(self) -> bool:
-        """One of several shims of ours ended badly: the others would wait for it for ever."""
-        return any(self._statuses.get(pid, 0) != 0 for pid in self._launchers)
+    def _over(self) -> bool:
+        """The ranks hang, or one of several shims of ours ended badly: the others would wait for ever."""
+        return bool(self._hang.reason) or any(self._statuses.get(pid, 0) != 0 for pid in self._launchers)
 
     def _grace(self) -> float:
+        if self._hang.reason and not self._stopped:
+            return min(GRACE_S, self._spec.grace_s)
+        if self._stopped and self._stopped.checkpoint:
+            return _AFTER_CHECKPOINT_S
         return self._stopped.grace_s if self._stopped else self._spec.grace_s
 
     def _patience(self) -> float:
@@ -280,6 +321,8 @@ class Agent:
             left=swept.left,
             stopped=self._stopped,
             trouble=trouble,
+            hung=self._hang.reason,
+            final=self._spec.watch.policy == progress.STOP,
         )
         self._conclude(verdict.of_node(seen, time.time()))
 

@@ -15,7 +15,8 @@ from typing import Optional
 
 from llmctl.errors import IntegrityError
 from llmctl.node import rundir
-from llmctl.wire.layout import RUN_ID, HostLayout
+from llmctl.wire.environments import READY
+from llmctl.wire.layout import RUN_ID, TREE_HASH, HostLayout
 from llmctl.wire.records import CleanedItem, CleanReport, CleanRequest
 
 _DOOMED = ".doomed-"
@@ -40,6 +41,7 @@ class _Run:
     known: bool
     tree: Optional[str]
     agent: str
+    env: str = ""
 
 
 def clean(workdir: str, request: CleanRequest) -> CleanReport:
@@ -72,6 +74,19 @@ def _pushed(host: HostLayout, kept: list[_Run], work: _Work, now: float) -> None
     for path in _below(host.agents):
         if os.path.basename(path).split(".")[0] not in agents:
             work.consider("agent", path, _touched(path), at_least=_GRACE_S)
+    environments = {run.env for run in young}
+    for path in _below(host.envs):
+        name = os.path.basename(path)
+        if TREE_HASH.match(name) and name not in environments:
+            work.consider("env", path, _touched(os.path.join(path, READY)), at_least=_GRACE_S)
+    for path in _below(host.wheels):
+        work.consider("wheel", path, _newest(path), at_least=_GRACE_S)
+
+
+def _env_of(python: str) -> str:
+    """The hash of the environment that an interpreter is of; empty where it is the host's own."""
+    folder = os.path.dirname(os.path.dirname(python))
+    return os.path.basename(folder) if os.path.basename(os.path.dirname(folder)) == "env" else ""
 
 
 class _Work:
@@ -132,8 +147,10 @@ def _runs(host: HostLayout, now: float) -> Iterator[_Run]:
             yield _Run(name=name, path=path, live=live, used=used, known=not live, tree=None, agent="")
         else:
             live = view.agent_alive or not (view.recorded or view.state.ended)
-            tree, agent = view.spec.tree, view.spec.agent
-            yield _Run(name=name, path=path, live=live, used=used, known=True, tree=tree, agent=agent)
+            tree, agent, env = view.spec.tree, view.spec.agent, _env_of(view.spec.launch.python)
+            yield _Run(
+                name=name, path=path, live=live, used=used, known=True, tree=tree, agent=agent, env=env
+            )
 
 
 def _below(folder: str) -> list[str]:

@@ -15,6 +15,10 @@ from llmctl.wire.specs import LaunchSpec, NodeSpec
 TORCHRUN = "torchrun"
 DIRECT = "direct"
 
+_STARTUP = "llmctl/worker/startup"
+"""Holds the module that every interpreter imports by itself: so a rank can show where it hangs.
+First on the path, because it imports a job's or host's own such module, and not the other way round."""
+
 _KEPT = frozenset(("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"))
 _STORES = frozenset(("HADOOP_CONF_DIR", "HADOOP_HOME", "KRB5CCNAME", "KRB5_CONFIG", "XDG_CONFIG_HOME"))
 """By which the host finds its own way to HDFS, and its own stores.yaml."""
@@ -41,7 +45,8 @@ def job_environment(
     env.update(secrets)
     env.update(contract(spec))
     agent_dir = HostLayout(spec.workdir).agent_dir(spec.agent)
-    env["PYTHONPATH"] = ":".join(part for part in (env.get("PYTHONPATH"), agent_dir) if part)
+    parts = (f"{agent_dir}/{_STARTUP}", env.get("PYTHONPATH"), agent_dir)
+    env["PYTHONPATH"] = ":".join(part for part in parts if part)
     return env
 
 

@@ -13,7 +13,8 @@ from llmctl.wire.records import FilesReply, RunFile
 
 _ATTEMPT = re.compile(r"attempt-\d+\Z")
 _ATTEMPT_FILE = re.compile(
-    r"(rank-\d+|launcher|agent)\.log\Z|(rank-\d+|exit)\.json\Z|(metrics|consumed-\d+)\.jsonl\Z"
+    r"(rank-\d+|launcher|agent)\.log\Z|(rank-\d+|progress-\d+|hang|exit)\.json\Z"
+    r"|stack-\d+\.txt\Z|(metrics|consumed-\d+)\.jsonl\Z"
 )
 
 

@@ -47,6 +47,12 @@ def _answer(argv: list[str]) -> int:
 
 def _dispatch(argv: list[str]) -> None:
     verb, workdir, run_id = _parse(argv)
+    if not (_about_a_run(verb, workdir, run_id) or _about_this_host(verb, workdir)):
+        raise _usage(f"unknown verb {verb!r}")
+
+
+def _about_a_run(verb: str, workdir: str, run_id: str | None) -> bool:
+    """Whether `verb` was one of those that are about a run; then it is done."""
     if verb == "start":
         from llmctl.node.start import start
         from llmctl.wire.records import StartRequest
@@ -65,18 +71,54 @@ def _dispatch(argv: list[str]) -> None:
         from llmctl.wire.records import StopRequest
 
         _reply(stop(workdir, _needed(run_id), _request(StopRequest)))
-    elif verb == "clean":
-        from llmctl.node.clean import clean
-        from llmctl.wire.records import CleanRequest
+    elif verb == "contact":
+        from llmctl.node.contact import contact
+        from llmctl.wire.contact import ContactRequest
 
-        _reply(clean(workdir, _request(CleanRequest)))
+        _reply(contact(workdir, _needed(run_id), _request(ContactRequest)))
     elif verb == "follow":
         from llmctl.node.follow import follow
         from llmctl.wire.records import FollowRequest
 
         follow(workdir, _needed(run_id), _request(FollowRequest))
     else:
-        raise _usage(f"unknown verb {verb!r}")
+        return False
+    return True
+
+
+def _about_this_host(verb: str, workdir: str) -> bool:
+    """Whether `verb` was one of those that are about the host and its folder; then it is done."""
+    if verb == "ps":
+        from llmctl.node.agents import ps
+        from llmctl.wire.agents import PsRequest
+
+        _reply(ps(workdir, _request(PsRequest)))
+    elif verb == "clean":
+        from llmctl.node.clean import clean
+        from llmctl.wire.records import CleanRequest
+
+        _reply(clean(workdir, _request(CleanRequest)))
+    elif verb == "environment":
+        from llmctl.node.environment import environment
+        from llmctl.wire.environments import EnvRequest
+
+        _reply(environment(workdir, _request(EnvRequest)))
+    elif verb == "wheels":
+        from llmctl.node.wheels import have
+        from llmctl.wire.environments import HaveRequest
+
+        _reply(have(workdir, _request(HaveRequest)))
+    elif verb == "relay":
+        from llmctl.node.relay import relay
+
+        relay()
+    elif verb == "measure":
+        from llmctl.node.measure import measure
+
+        measure()
+    else:
+        return False
+    return True
 
 
 def _parse(argv: list[str]) -> tuple[str, str, str | None]:

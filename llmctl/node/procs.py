@@ -103,6 +103,12 @@ def with_environment(wanted: Iterable[bytes], pids: Iterable[int]) -> set[int]:
     return found
 
 
+def environment_entry(pid: int, prefix: bytes) -> str | None:
+    """What follows `prefix` (`NAME=...`) in the environment that our own process `pid` was started with."""
+    found = next((entry for entry in _environ(pid) if entry.startswith(prefix)), None)
+    return None if found is None else found[len(prefix) :].decode(errors="replace")
+
+
 def _environ(pid: int) -> frozenset[bytes]:
     try:
         if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
@@ -140,6 +146,16 @@ def _send_by_pid(ref: ProcRef, number: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for that signal; one without it would be ended by most."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            masks = [line.split()[1] for line in file if line.startswith("SigCgt:")]
+        return bool(int(masks[0], 16) >> (number - 1) & 1)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def boot_id() -> str:

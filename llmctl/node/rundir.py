@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional, TypeVar
 
-from llmctl.errors import DeadlineError, IntegrityError, NotFoundError
+from llmctl.errors import DeadlineError, IntegrityError, NotFoundError, ProvisionError
 from llmctl.node import atomic, lease, rankfiles
 from llmctl.node.group import Group, recall_cgroup
 from llmctl.wire import codec
@@ -18,6 +18,7 @@ from llmctl.wire.layout import RUN_ID, AttemptLayout, HostLayout, RunLayout
 from llmctl.wire.records import Lease, NodeExit, StopRequest
 from llmctl.wire.specs import NodeSpec
 from llmctl.wire.states import NodeState
+from llmctl.wire.supervision import ENDED, Supervision
 
 T = TypeVar("T")
 
@@ -61,6 +62,27 @@ def read_exit(attempt: AttemptLayout) -> NodeExit | None:
 def read_stop(run: RunLayout) -> StopRequest | None:
     """stop.json, or None where it is missing or damaged."""
     return _lenient(StopRequest, run.stop_request)
+
+
+def read_supervision(run: RunLayout) -> Supervision | None:
+    """supervisor.json, or None where it is missing or damaged."""
+    return _lenient(Supervision, run.supervisor)
+
+
+def supervised(run: RunLayout) -> bool:
+    """There is a supervisor that may start another attempt."""
+    held = read_supervision(run)
+    if held is None:  # not heard yet, or there is none
+        spec = read_spec(run)
+        return spec is not None and spec.epoch > 0
+    return held.phase != ENDED
+
+
+def refuse_replaced(run: RunLayout, epoch: int, holder: str = "") -> None:
+    """Raises ProvisionError where `epoch` is that of a supervisor which another one has replaced."""
+    held = read_supervision(run)
+    if held is not None and held.refuses(epoch, holder):
+        raise ProvisionError(f"another supervisor acts for this run (epoch {held.epoch}, on {held.where})")
 
 
 def stop_written_at(run: RunLayout) -> float | None:
@@ -169,14 +191,15 @@ def _concluded(view: View) -> View:
 
 
 @contextmanager
-def locked(run: RunLayout, *, deadline_s: float) -> Iterator[None]:
-    """One `start` or `stop` of a run at a time. Raises DeadlineError, OSError."""
-    fd = os.open(_lock_path(run), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def locked(run: RunLayout, *, deadline_s: float, name: str = ".lock") -> Iterator[None]:
+    """One `start` or `stop` of a run at a time. `name`: another lock. Raises DeadlineError, OSError."""
+    path = os.path.join(run.root, name)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + deadline_s
     try:
         while not _try_lock(fd, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                raise DeadlineError(f"another start or stop of this run holds {_lock_path(run)}")
+                raise DeadlineError(f"another start or stop of this run holds {path}")
             time.sleep(0.02)
         yield
     finally:

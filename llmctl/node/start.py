@@ -6,8 +6,9 @@ import dataclasses
 import os
 import time
 
-from llmctl.errors import DeadlineError, ProvisionError
+from llmctl.errors import BusyError, CancelledRunError, DeadlineError, ProvisionError
 from llmctl.node import atomic, daemon, launch, rundir, tree
+from llmctl.node.agents import occupants
 from llmctl.node.group import sweep
 from llmctl.wire.codec import dumps
 from llmctl.wire.layout import RUN_ID, HostLayout, RunLayout
@@ -21,6 +22,8 @@ def start(request: StartRequest) -> StartReply:
     """Start one attempt; asked again for the same one, answer as before.
 
     Raises:
+        CancelledRunError: a supervisor's start of what a person has stopped.
+        BusyError: another run holds this host, and this one shall not share it.
         ProvisionError: the spec can't be launched, contradicts what runs here, or the host has no room.
         IntegrityError: the agent archive or an earlier node.json is damaged.
     """
@@ -37,9 +40,24 @@ def start(request: StartRequest) -> StartReply:
     with rundir.locked(run, deadline_s=_LOCK_DEADLINE_S):
         pid = _running_already(run, spec)
         if pid is None:
-            _prepare(host, run, spec)
-            pid = daemon.launch(spec, request.secrets, dict(os.environ))
+            pid = _start_alone(host, run, spec, request)
     return StartReply(run_id=spec.run_id, agent_pid=pid)
+
+
+def _start_alone(host: HostLayout, run: RunLayout, spec: NodeSpec, request: StartRequest) -> int:
+    """One start at a time on this host, so that two runs can't both find it free. The agent's pid."""
+    with rundir.locked(RunLayout(host.runs), deadline_s=_LOCK_DEADLINE_S, name=".start"):
+        others = () if request.share else occupants(host, but=spec.run_id)
+        if others:
+            raise BusyError(
+                f"{', '.join(others)} runs here",
+                hint=f"--wait for its end, --share the host knowingly, or llmctl stop {others[0]}",
+            )
+        earlier = rundir.look(run)
+        shared = spec.share or (earlier is not None and earlier.spec.share)
+        spec = dataclasses.replace(spec, share=shared)  # what was once allowed holds for every attempt
+        _prepare(host, run, spec)
+        return daemon.launch(spec, request.secrets, dict(os.environ))
 
 
 def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
@@ -47,7 +65,12 @@ def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
     view = rundir.look(run)
     if view is None:
         return None
-    if view.spec == spec and view.lease and (view.agent_alive or view.recorded):
+    _refuse_unwanted(run, spec)
+    if (
+        view.spec == dataclasses.replace(spec, share=view.spec.share)
+        and view.lease
+        and (view.agent_alive or view.recorded)
+    ):
         return view.lease.agent_pid
     if view.agent_alive and not view.recorded:
         raise ProvisionError(
@@ -62,6 +85,18 @@ def _running_already(run: RunLayout, spec: NodeSpec) -> int | None:
     _clear_the_way(view)
     _set_other_code_aside(run, view.spec, spec)
     return None
+
+
+def _refuse_unwanted(run: RunLayout, spec: NodeSpec) -> None:
+    """A supervisor that was replaced starts nothing, and none starts what a person has stopped."""
+    if spec.epoch == 0:
+        return
+    rundir.refuse_replaced(run, spec.epoch)
+    asked = rundir.read_stop(run)
+    if asked is not None and asked.epoch == 0:
+        raise CancelledRunError(
+            f"{spec.run_id} was stopped: {asked.reason}", hint=f"llmctl resume {spec.run_id}"
+        )
 
 
 def _clear_the_way(view: rundir.View) -> None:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from llmctl.errors import IntegrityError, NotFoundError
-from llmctl.node import journal, rundir, tail
+from llmctl.node import hang, journal, rundir, tail
 from llmctl.node.rankfiles import exits, first_failure
 from llmctl.wire import metrics
 from llmctl.wire.layout import RUN_ID, HostLayout, RunLayout
@@ -74,12 +74,20 @@ def _of_run(run: RunLayout, now: float) -> NodeStatus | None:
         checkpoint_step=checkpoint_step(run, view.spec.attempt),
         checkpoint_problem=_checkpoint_problem(view.attempt.metrics),
         last_event=journal.last_event(run),
+        progress=hang.progress_of(view.attempt, _ranks(view)),
+        hang=hang.read_hang(view.attempt),
+        supervision=rundir.read_supervision(run),
     )
+
+
+def _ranks(view: rundir.View) -> range:
+    launch = view.spec.launch
+    return range(launch.first_rank, launch.first_rank + launch.nproc)
 
 
 def _failure(view: rundir.View) -> RankExit | None:
     """The cause of a failure, also while the launcher is still ending the others."""
-    if view.state in (NodeState.SUCCEEDED, NodeState.CANCELLED):
+    if view.state in (NodeState.SUCCEEDED, NodeState.CANCELLED, NodeState.PREEMPTED):
         return None
     return first_failure(view.exit.ranks if view.recorded and view.exit else exits(view.attempt))
 

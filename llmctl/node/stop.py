@@ -19,7 +19,7 @@ from llmctl.wire.records import NodeExit, StopReport, StopRequest
 from llmctl.wire.states import NodeState
 
 _LOCK_DEADLINE_S = 60.0
-_AGENT_DEADLINE_S = 15.0
+_AGENT_DEADLINE_S = 20.0
 _GUARD_DEADLINE_S = 12.0
 _TRACES_DEADLINE_S = 5.0
 
@@ -29,16 +29,21 @@ def stop(workdir: str, run_id: str, request: StopRequest) -> StopReport:
 
     Raises:
         NotFoundError: no such run here.
+        ProvisionError: a supervisor asks that another one has replaced.
         IntegrityError: its node.json is damaged.
     """
     began = time.monotonic()
     run = rundir.find(rundir.host_layout(workdir), run_id)
+    if request.epoch:
+        rundir.refuse_replaced(run, request.epoch)
     with rundir.locked(run, deadline_s=_LOCK_DEADLINE_S):  # a start in progress is waited for
         view = _look(run)
     before = view.group.members()
     ports = traces.listening(ref.pid for ref in before)
     if not view.recorded:
         _end(view, request)
+    elif request.epoch == 0 and rundir.supervised(run):  # between two attempts: there shall be no other
+        atomic.write(run.stop_request, dumps(request))
     after = _look(run)
     swept = sweep(after.group, grace_s=request.grace_s if view.recorded else 0.0, tick=time.sleep)
     left = (*swept.left, *_traces_left(ports, before))
@@ -77,7 +82,7 @@ def _ask(run: RunLayout, agent: procs.ProcRef, request: StopRequest) -> None:
     try:
         atomic.write(run.stop_request, dumps(request))
     except OSError:
-        procs.send(agent, signal.SIGTERM)
+        procs.send(agent, signal.SIGINT)
     else:
         procs.send(agent, signal.SIGUSR1)
 

@@ -15,6 +15,8 @@ CACHE_DIR = "LLMCTL_CACHE_DIR"
 PG_TIMEOUT_S = "LLMCTL_PG_TIMEOUT_S"
 BACKEND = "LLMCTL_BACKEND"
 STORES = "LLMCTL_STORES"
+INFER_TOKEN = "LLMCTL_INFER_TOKEN"  # noqa: S105 - a name
+INFER_API_KEY = "LLMCTL_INFER_API_KEY"
 
 MEANING = {
     RUN_ID: "the run's id; also how the agent finds every process of the run",
@@ -29,5 +31,7 @@ MEANING = {
     CACHE_DIR: "a folder for verified copies of remote data",
     PG_TIMEOUT_S: "the job's process-group timeout, for `init_process_group(timeout=)`",
     STORES: "entries of your `stores.yaml` that the job's URIs name, as JSON; a secret, never on a disk",
+    INFER_TOKEN: "by which the processes of an inference run know each other; a secret, never on a disk",
+    INFER_API_KEY: "what clients of `llmctl infer serve` must show; a secret, never on a disk",
     BACKEND: "`nccl` or `gloo`: what the job asked for, or what its hosts can do",
 }

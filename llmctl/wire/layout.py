@@ -5,6 +5,10 @@
   agent/<hash>/                 the same unpacked: PYTHONPATH of the workers
   code/<tree-hash>/             pushed source, shared by runs, never run in; renamed into place when whole
   cache/                        verified copies of shards
+  env/<hash>/                   an environment made by `hosts bootstrap`; whole once ready.json is there
+  env/by/<request>              link to the environment that stands for what a job asks for
+  wheels/<sha256>/<name>        files that environments are made from
+  python/default                link to the interpreter for us, where the host's own `python3` does not do
   drained.json                  Drained: its presence keeps new runs off this host
   runs/<run-id>/
     node.json                   NodeSpec: what this host was told (no secrets)
@@ -12,6 +16,7 @@
     lease.json                  Lease, rewritten every lease interval while the agent lives
     events.jsonl                Event lines with a sequence number and the host's clock
     stop.json                   StopRequest: its presence asks the agent to end the run
+    supervisor.json             Supervision: what the run's supervisor last said (wire/supervision.py)
     attempt-<n>/rank-<global>.log    stdout and stderr of one rank
     attempt-<n>/rank-<global>.json   RankExit, written when the rank has ended
     attempt-<n>/launcher.log         what torchrun itself said
@@ -19,6 +24,9 @@
     attempt-<n>/metrics.jsonl        metric lines (wire/metrics.py), written by rank 0
     attempt-<n>/consumed-<global>.jsonl  samples that a rank of the recipe trained on (wire/consumed.py)
     attempt-<n>/tensorboard/         event files of the built-in recipe
+    attempt-<n>/progress-<global>.json   Progress: a rank's last finished step (wire/progress.py)
+    attempt-<n>/stack-<global>.txt   Python stacks of a rank that was found hanging; else empty
+    attempt-<n>/hang.json            Hang: what was seen of ranks that made no progress any more
     attempt-<n>/exit.json            NodeExit: the node's verdict, written last
     checkpoints/                only where no shared store is configured
 """
@@ -60,6 +68,18 @@ class HostLayout:
         return posixpath.join(self.workdir, "runs")
 
     @property
+    def envs(self) -> str:
+        return posixpath.join(self.workdir, "env")
+
+    @property
+    def wheels(self) -> str:
+        return posixpath.join(self.workdir, "wheels")
+
+    @property
+    def pythons(self) -> str:
+        return posixpath.join(self.workdir, "python")
+
+    @property
     def drained(self) -> str:
         return posixpath.join(self.workdir, DRAINED)
 
@@ -71,6 +91,15 @@ class HostLayout:
 
     def agent_dir(self, agent_hash: str) -> str:
         return posixpath.join(self.agents, agent_hash)
+
+    def env(self, env_hash: str) -> str:
+        return posixpath.join(self.envs, env_hash)
+
+    def env_by(self, request: str) -> str:
+        return posixpath.join(self.envs, "by", request)
+
+    def wheel(self, sha256: str, name: str) -> str:
+        return posixpath.join(self.wheels, sha256, name)
 
     def run(self, run_id: str) -> RunLayout:
         return RunLayout(posixpath.join(self.runs, run_id))
@@ -101,6 +130,10 @@ class RunLayout:
     @property
     def stop_request(self) -> str:
         return posixpath.join(self.root, "stop.json")
+
+    @property
+    def supervisor(self) -> str:
+        return posixpath.join(self.root, "supervisor.json")
 
     @property
     def checkpoints(self) -> str:
@@ -144,3 +177,13 @@ class AttemptLayout:
 
     def rank_exit(self, rank: int) -> str:
         return posixpath.join(self.root, f"rank-{rank}.json")
+
+    def progress(self, rank: int) -> str:
+        return posixpath.join(self.root, f"progress-{rank}.json")
+
+    def stack(self, rank: int) -> str:
+        return posixpath.join(self.root, f"stack-{rank}.txt")
+
+    @property
+    def hang(self) -> str:
+        return posixpath.join(self.root, "hang.json")

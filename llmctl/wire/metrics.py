@@ -12,6 +12,7 @@ STEP = "step"
 CHECKPOINT = "checkpoint"
 CHECKPOINT_FAILED = "checkpoint-failed"
 NOTE = "note"
+ENDPOINT = "endpoint"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ class CheckpointFailedLine:
     error: str
     in_a_row: int = 1
     kind: str = CHECKPOINT_FAILED
+
+
+@dataclass(frozen=True)
+class EndpointLine:
+    """`kind: endpoint`: `infer serve` answers at this address, as node 0 knows it."""
+
+    t: float
+    address: str
+    port: int
+    model: str
+    kind: str = ENDPOINT
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
+from llmctl.wire.progress import Hang, Progress
 from llmctl.wire.specs import NodeSpec
 from llmctl.wire.states import NodeState
+from llmctl.wire.supervision import Supervision
 
 
 class EventKind(str, Enum):
@@ -20,6 +22,8 @@ class EventKind(str, Enum):
     RANK_EXITED = "rank-exited"
     LAUNCHER_EXITED = "launcher-exited"
     STOP_REQUESTED = "stop-requested"
+    HANG = "hang"
+    FENCED = "fenced"
     KILLED = "killed"
     ENDED = "ended"
 
@@ -88,10 +92,14 @@ class NodeExit:
 
 @dataclass(frozen=True)
 class StartRequest:
-    """stdin of the agent's `start`: the only place where secret values travel."""
+    """stdin of the agent's `start`: the only place where secret values travel.
+
+    `share`: start beside other runs; else the host is refused to a run that comes second.
+    """
 
     spec: NodeSpec
     secrets: dict[str, str] = field(default_factory=dict)
+    share: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,9 @@ class NodeStatus:
         metrics: the last step line of metrics.jsonl (wire/metrics.py); only on rank 0's host.
         checkpoint_step: the last committed step that the metrics name.
         checkpoint_problem: why the checkpoint after it failed; None: it did not.
+        progress: how far each rank of this host has come, where they say so.
+        supervision: what the run's supervisor last said; None: it has none.
+        hang: what was seen of this host's ranks when they made no progress any more.
     """
 
     spec: NodeSpec
@@ -127,6 +138,9 @@ class NodeStatus:
     checkpoint_step: Optional[int] = None
     checkpoint_problem: Optional[str] = None
     last_event: Optional[Event] = None
+    progress: tuple[Progress, ...] = ()
+    hang: Optional[Hang] = None
+    supervision: Optional[Supervision] = None
 
 
 @dataclass(frozen=True)
@@ -184,10 +198,17 @@ class CleanReport:
 
 @dataclass(frozen=True)
 class StopRequest:
-    """stdin of `stop`, and stop.json: end the run with SIGTERM, then SIGKILL after `grace_s` seconds."""
+    """stdin of `stop`, and stop.json: end the run with SIGTERM, then SIGKILL after `grace_s` seconds.
+
+    `epoch`: of the supervisor that ends an attempt by it; 0: a person ends the run.
+    `checkpoint`: SIGTERM goes to the ranks alone, which save a last checkpoint however long it takes, up to
+    `grace_s`; the launcher is asked after them.
+    """
 
     grace_s: float
     reason: str = "stop requested"
+    epoch: int = 0
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from llmctl.wire.progress import WatchSpec
 from llmctl.wire.recipe import RecipeSpec
+from llmctl.wire.serving import InferSpec
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class NodeSpec:
         checkpoint_uri: store for checkpoints; None: the run directory's `checkpoints/`.
         total_steps: for progress and ETA; None where only the script knows.
         recipe: settings of the built-in recipe; None for the user's own script.
+        infer: an inference run; then `recipe` is None.
+        share: other runs may use this host beside it.
+        watch: when ranks count as hanging, and what then.
+        epoch: of the supervisor that started this attempt; 0: it has none.
+        contact_s: without a word of the supervisor for so long, the agent ends the attempt: then it may go
+            on elsewhere; None: it goes on however long nobody is heard.
         job: the job as written, for displays and `resume`; secrets are names in it, never values.
     """
 
@@ -94,6 +102,11 @@ class NodeSpec:
     grace_s: float = 20.0
     data_mix: tuple[DataSource, ...] = ()
     cache_bytes: Optional[int] = None
+    infer: Optional[InferSpec] = None
+    epoch: int = 0
+    contact_s: Optional[float] = None
+    share: bool = False
+    watch: WatchSpec = field(default_factory=WatchSpec)
 
     @property
     def corpora(self) -> tuple[DataSource, ...]:

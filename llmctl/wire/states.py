@@ -17,10 +17,11 @@ class NodeState(str, Enum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PREEMPTED = "preempted"
 
     @property
     def ended(self) -> bool:
-        return self in (NodeState.SUCCEEDED, NodeState.FAILED, NodeState.CANCELLED)
+        return self not in (NodeState.STARTING, NodeState.RUNNING)
 
 
 class RunState(str, Enum):
@@ -29,10 +30,12 @@ class RunState(str, Enum):
     STARTING = "starting"
     RUNNING = "running"
     LOST_CONTACT = "lost-contact"
+    RESTARTING = "restarting"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PREEMPTED = "preempted"
 
     @property
     def ended(self) -> bool:
-        return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
+        return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.PREEMPTED)

@@ -110,14 +110,6 @@ class Batches:
         self._loader.close()
 
 
-def first_batch(batches: Batches) -> Batch:
-    """The first one, where no other is wanted."""
-    try:
-        return next(iter(batches))
-    finally:
-        batches.close()
-
-
 def to_batch(tokens: bytearray, dtype: torch.dtype, row: int, device: torch.device) -> Batch:
     """Raw rows of `row` tokens as inputs and the targets one to the right, each [samples, row - 1]."""
     # frombuffer refuses an empty buffer, which a rank without samples has.

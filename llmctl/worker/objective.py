@@ -6,15 +6,28 @@ So no cut into ranks, micro-batches or pipeline pieces can change the result.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmctl.errors import ConfigError
+from llmctl.worker.model.decoder import wide
 
 IGNORE = -100
 """A target that counts for nothing: padding, and micro-batches that only keep ranks in step."""
 
 AGGREGATIONS = ("tokens", "samples", "mean")
+
+
+class Loss(Protocol):
+    """What a step needs of a loss."""
+
+    def begin(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at this rank's whole share of a step; (its weight, how much of what `status` counts)."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor:
+        """The loss sum of one micro-batch; targets that are IGNORE throughout count for nothing."""
 
 
 class Objective:
@@ -54,7 +67,7 @@ class Objective:
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss sum of one micro-batch: [samples, positions, vocabulary] against [samples, positions]."""
-        flat = (logits if self._loss_parallel else whole(logits)).float().flatten(0, 1)
+        flat = wide(logits if self._loss_parallel else whole(logits)).flatten(0, 1)
         if self._aggregation == "samples":
             return self._by_sample(flat, targets)
         total = whole(F.cross_entropy(flat, targets.flatten(), reduction="sum", ignore_index=IGNORE))

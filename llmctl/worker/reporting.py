@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
+from typing import Union
 
 from llmctl.wire import environment
 from llmctl.wire.metrics import STEP
+from llmctl.worker.pace import Pace
 
-Scalar = float | int | str | bool | None
+Scalar = Union[float, int, str, bool, None]  # evaluated, and a script may run on Python 3.9
 
 
 def report(*, step: int, total: int | None = None, loss: float | None = None, **more: Scalar) -> None:
-    """Append one step line to $LLMCTL_METRICS. Does nothing outside a run, or on a rank other than 0.
+    """Append one step line to $LLMCTL_METRICS. Does nothing outside a run; on a rank other than 0 it only
+    notes how far the rank has come: call it on all of them, and a hang is found sooner and named better.
 
     Args:
         step: optimizer steps done, counted from 1.
@@ -23,10 +27,18 @@ def report(*, step: int, total: int | None = None, loss: float | None = None, **
             shown, others are kept in the file.
     """
     path = os.environ.get(environment.METRICS)
-    if not path or os.environ.get("RANK", "0") != "0":
+    rank = os.environ.get("RANK", "0")
+    if path and rank.isdecimal():
+        _pace(int(rank)).tick(step, total)
+    if not path or rank != "0":
         return
     line = {"kind": STEP, "t": time.time(), "step": step, "total": total, "loss": loss, **more}
     append_line(path, json.dumps(line, separators=(",", ":")))
+
+
+@functools.cache
+def _pace(rank: int) -> Pace:
+    return Pace.of_rank(rank)
 
 
 def append_line(path: str, line: str) -> None:

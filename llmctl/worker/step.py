@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from llmctl.worker.objective import IGNORE, Objective
+from llmctl.worker.objective import IGNORE, Loss
 from llmctl.worker.optim import AdamW, clip_factor
 from llmctl.worker.parallel.replicas import sum_async
+from llmctl.worker.stopwatch import Stopwatch
 
 
 class Gradients(Protocol):
@@ -45,9 +46,10 @@ class Precision(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """This rank's share of one step: token ids [samples, sequence_length], int64, on the device.
+    """This rank's share of one step, on the device; the first dimension counts samples.
 
     Attributes:
+        inputs, targets: of the recipe, token ids [samples, sequence_length], int64.
         samples: each sample's position in the stream of all samples, int64 on the CPU; None: no dropout.
     """
 
@@ -63,7 +65,8 @@ class StepResult:
     It travels to the host beside the work that follows, so that reading it a step later waits for nothing.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, own_work: Stopwatch | None = None) -> None:
+        self._own_work = own_work
         self._ready: torch.cuda.Event | None = None
         self._host = values
         if values.is_cuda:
@@ -83,19 +86,21 @@ class StepResult:
             grad_norm=norm,
             stop_asked=stop_votes > 0,
             skipped=skipped > 0,
+            own_s=self._own_work.seconds() if self._own_work else 0.0,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepNumbers:
     """`loss` is the mean over the global batch, in nats; `grad_norm` is before clipping; `skipped`: the
-    update was left out."""
+    update was left out; `own_s`: seconds of this rank's own work before it waited for the others' sums."""
 
     loss: float
     tokens: int
     grad_norm: float
     stop_asked: bool
     skipped: bool = False
+    own_s: float = 0.0
 
 
 class PlainRunner:
@@ -112,7 +117,7 @@ class PlainRunner:
         model: nn.Module,
         gradients: Gradients,
         precision: Precision,
-        objective: Objective,
+        objective: Loss,
         micro_batch: int,
         passes: int = 0,
     ) -> None:
@@ -138,8 +143,9 @@ class PlainRunner:
 
     def _loss_sum(self, piece: Batch) -> Tensor:
         with self._precision.autocast():
-            logits = self._model(piece.inputs, samples=piece.samples)
-        return self._objective(logits, piece.targets)
+            more = {} if piece.samples is None else {"samples": piece.samples}
+            outputs = self._model(piece.inputs, **more)
+        return self._objective(outputs, piece.targets)
 
 
 class Stepper:
@@ -155,7 +161,7 @@ class Stepper:
         runner: Runner,
         optimizer: AdamW,
         gradients: Gradients,
-        objective: Objective,
+        objective: Loss,
         world: int,
         counts: bool = True,
     ) -> None:
@@ -174,7 +180,8 @@ class Stepper:
         The update is left out, on all ranks alike, where the gradient is not finite or the loss is above
         `loss_limit`: the weights stay good.
         """
-        totals, norm = self.accumulate(batch, stop_asked=stop_asked)
+        own_work = Stopwatch(batch.inputs.device)
+        totals, norm = self.accumulate(batch, stop_asked=stop_asked, own_work=own_work)
         weight = totals[1].float()
         norm = norm / weight
         skip = ~torch.isfinite(norm)
@@ -183,11 +190,15 @@ class Stepper:
         self._optimizer.step(
             lr, divisor=weight / clip_factor(norm, self._optimizer.spec.clip_norm), skip=skip.float()
         )
-        return StepResult(torch.cat((totals, norm.double().view(1), skip.double().view(1))))
+        return StepResult(torch.cat((totals, norm.double().view(1), skip.double().view(1))), own_work)
 
-    def accumulate(self, batch: Batch, *, stop_asked: bool = False) -> tuple[Tensor, Tensor]:
+    def accumulate(
+        self, batch: Batch, *, stop_asked: bool = False, own_work: Stopwatch | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Gradient sums over the global batch, in `.grad`: ([loss sum, weight, stop votes, tokens], the norm
         of the sums), all fp64 or fp32 on the device and the same on all ranks."""
+        if own_work is not None:
+            own_work.start()
         totals = torch.zeros(4, dtype=torch.float64, device=batch.inputs.device)
         self._gradients.clear()
         weight, tokens = self._objective.begin(batch.targets)
@@ -200,6 +211,8 @@ class Stepper:
         self._gradients.send_rest()
         # Only now: ranks that differ in samples must still start their collectives in one order.
         work = sum_async(totals) if self._world > 1 else None
+        if own_work is not None:
+            own_work.stop()
         norm = self._gradients.wait()
         if work is not None:
             work.wait()
@@ -219,7 +232,7 @@ def cut(batch: Batch, start: int, stop: int) -> Batch:
 
 def padding(batch: Batch, count: int) -> Batch:
     """`count` samples of the form of those in `batch`, which need not have any, that count for nothing."""
-    shape = (count, batch.inputs.shape[1])
-    inputs = batch.inputs.new_zeros(shape)
+    inputs = batch.inputs.new_zeros((count, *batch.inputs.shape[1:]))
+    targets = batch.targets.new_full((count, *batch.targets.shape[1:]), IGNORE)
     samples = None if batch.samples is None else torch.zeros(count, dtype=torch.int64)
-    return Batch(inputs=inputs, targets=torch.full_like(inputs, IGNORE), samples=samples)
+    return Batch(inputs=inputs, targets=targets, samples=samples)

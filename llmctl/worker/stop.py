@@ -1,12 +1,29 @@
-"""SIGTERM as a polite request: finish the step, keep the progress, then leave with 143."""
+"""SIGTERM as a polite request: finish the step, keep the progress, then leave with 143.
+
+stop.json beside it says how much time there is, and whether a last checkpoint is what was asked for.
+"""
 
 from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 
+from llmctl.errors import IntegrityError
+from llmctl.wire.codec import loads
+from llmctl.wire.layout import RunLayout
+from llmctl.wire.records import StopRequest
+
 EXIT_CODE = 128 + signal.SIGTERM
+
+
+def stop_order(run_dir: str) -> StopRequest | None:
+    """What was asked for; None: only SIGTERM came, such as from a host that goes down."""
+    try:
+        return loads(StopRequest, Path(RunLayout(run_dir).stop_request).read_bytes())
+    except (OSError, IntegrityError):
+        return None
 
 
 class StopSignal:

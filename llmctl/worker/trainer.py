@@ -1,59 +1,142 @@
-"""The recipe put together: from a NodeSpec to a trained, saved model."""
+"""A training put together: a subject (model, loss, data) in the job's layout, resumed where it can be.
+
+The built-in recipe (`recipe.py`) and a model of your own (`own/`) are subjects; all else is one for both.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from llmctl.errors import ConfigError
-from llmctl.storage.corpus.reader import Reader
+from llmctl.storage.corpus.loader import StepBatch
+from llmctl.storage.corpus.order import SampleRef
 from llmctl.wire.codec import encode
-from llmctl.wire.layout import RunLayout
-from llmctl.wire.manifests import CheckpointManifest, ShardManifest
+from llmctl.wire.manifests import BaseWeights, CheckpointManifest
 from llmctl.wire.recipe import RecipeSpec
-from llmctl.wire.specs import DataSource, NodeSpec, Peer
-from llmctl.worker.checkpoint.load import Found, check_model, find_latest, restore
+from llmctl.worker.checkpoint.load import Found, find_latest, restore
 from llmctl.worker.checkpoint.place import Place, check_room, open_place
 from llmctl.worker.checkpoint.save import Saver
 from llmctl.worker.checkpoint.setup import open_saver
 from llmctl.worker.checkpoint.state import training_tensors
-from llmctl.worker.consumption import Consumption, open_consumption
-from llmctl.worker.data import Batches, first_batch, open_corpus, tokenizer_files
-from llmctl.worker.hf.folder import shapes
-from llmctl.worker.hf.start import Start, check_resume, open_start
-from llmctl.worker.lora import adapter_shapes
-from llmctl.worker.metrics import Metrics, human_count
-from llmctl.worker.model.config import ModelConfig, count_parameters
-from llmctl.worker.model.sizes import model_config
+from llmctl.worker.consumption import Consumption
+from llmctl.worker.job import Job
+from llmctl.worker.objective import Loss
 from llmctl.worker.optim import AdamW
+from llmctl.worker.parallel.architecture import Architecture
 from llmctl.worker.parallel.layout import Layout, open_layout
 from llmctl.worker.precision import MixedPrecision, bf16_is_fast, choose_precision
 from llmctl.worker.selfcheck import SelfCheck
-from llmctl.worker.session import Session
-from llmctl.worker.step import Stepper, StepResult
-from llmctl.worker.stop import StopSignal
+from llmctl.worker.step import Batch, Stepper, StepResult
 
 STATE_BYTES = 12
 """Bytes per parameter in a checkpoint: the fp32 weight and Adam's two moments."""
+
+
+class Source(Protocol):
+    """A data rank's share of each step.
+
+    Attributes:
+        taken: what the last batch was made of, where a journal is kept of it.
+        wait_s: seconds that the last batch made the step wait.
+    """
+
+    @property
+    def taken(self) -> StepBatch: ...
+
+    @property
+    def wait_s(self) -> float: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def samples_of(self, step: int) -> Sequence[SampleRef]:
+        """All samples of step `step` (counted from 1), of all ranks."""
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+
+
+class Subject(Protocol):
+    """What is trained."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model before it is made."""
+
+    @property
+    def model_info(self) -> dict[str, object]:
+        """Describes the model in every checkpoint."""
+
+    @property
+    def data_info(self) -> dict[str, object]:
+        """Describes the data in every checkpoint."""
+
+    @property
+    def base(self) -> BaseWeights | None:
+        """Of adapters, the weights that they sit on."""
+
+    @property
+    def learning(self) -> int:
+        """Numbers that learn."""
+
+    def introduction(self, job: Job) -> str:
+        """Model and batch, for the log's first line; `{ranks}` stands for the ranks."""
+
+    def objective(self, layout: Layout) -> Loss:
+        """The loss as ranks of `layout` compute it."""
+
+    def check_resume(self, found: Found) -> None:
+        """Refuse another model's checkpoint. Raises ConfigError."""
+
+    def give(self, setup: Setup, found: Found | None) -> None:
+        """Fill in the weights that are neither random nor the checkpoint's."""
+
+    def changed_order(self, saved: CheckpointManifest) -> list[str]:
+        """What differs now of all that decides which samples a step takes; names for people."""
+
+    def batches(self, device: torch.device, rank: int, ranks: int, start_step: int) -> Source:
+        """The share of data rank `rank` of `ranks`, from `start_step` on."""
+
+    def consumption(self, setup: Setup, found: Found | None) -> Consumption | None:
+        """The journal of this rank's samples, where it keeps one. All ranks call it."""
+
+    def extra_files(self) -> dict[str, bytes]:
+        """Small files of every checkpoint, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A training that is being put together: what its parts need of one another."""
+
+    job: Job
+    subject: Subject
+    layout: Layout
+    precision: MixedPrecision
+    model: nn.Module
+    optimizer: AdamW
+    place: Place
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a checkpoint holds."""
+        return training_tensors(self.model, self.optimizer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """Everything that a training loop works with; `done` steps lie behind it."""
 
-    recipe: RecipeSpec
-    session: Session
+    job: Job
+    layout: Layout
     model: nn.Module
     optimizer: AdamW
     stepper: Stepper
-    batches: Batches
+    batches: Source
     consumption: Consumption | None
     saver: Saver
-    metrics: Metrics
-    stop: StopSignal
-    grace_s: float
     done: int
 
 
@@ -88,177 +171,122 @@ def check_recipe(recipe: RecipeSpec) -> None:
         raise ConfigError(f"recipe.optimizer.betas: needs two numbers, not {len(recipe.optimizer.betas)}")
 
 
-def build(
-    spec: NodeSpec, recipe: RecipeSpec, session: Session, run_dir: str, metrics: Metrics, stop: StopSignal
-) -> Training:
-    """Open data and checkpoints, make the model, and resume where there is something to resume.
+def assemble(job: Job, subject: Subject) -> Training:
+    """Make the model, open checkpoints, and resume where there is something to resume. All ranks call it.
 
     Raises:
         LlmctlError: settings, data or checkpoints are not fit.
     """
-    check_recipe(recipe)
-    reader = open_corpus(spec)
-    first = spec.corpora[0].uri  # those of a mixture have one tokenizer
-    with open_start(recipe, session, reader.manifest, first) as start:
-        return _build(spec, recipe, session, run_dir, metrics, stop, reader, start)
-
-
-def _build(
-    spec: NodeSpec,
-    recipe: RecipeSpec,
-    session: Session,
-    run_dir: str,
-    metrics: Metrics,
-    stop: StopSignal,
-    reader: Reader,
-    start: Start | None,
-) -> Training:
-    """`build`, with the weights open that training begins from, if there are any."""
-    config = start.weights.config if start else model_config(recipe.model, reader.manifest.vocab_size)
-    precision = _choose_precision(recipe, session)
-    layout = open_layout(recipe, session)
-    _introduce(metrics, recipe, session, config, precision, layout)
-    model = layout.model(config, recipe, precision)
-    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = AdamW(learning, recipe.optimizer)
-    place = open_place(session, spec, run_dir)
-    found = _start_state(
-        spec, recipe, session, place, config, layout, model, optimizer, metrics, reader.manifest, start
-    )
+    setup = _set_up(job, subject)
+    found = _start_state(setup)
     done = found.step if found else 0
-    weights = [source.weight for source in spec.corpora]
-
-    def batches(rank: int, ranks: int) -> Batches:
-        return Batches(reader, recipe, session.device, rank, ranks, weights=weights, start_step=done)
-
-    stepper = make_stepper(layout, recipe, session, model, optimizer, precision)
-    if recipe.self_check:
-        check = SelfCheck(
-            layout=layout,
-            session=session,
-            model=model,
-            stepper=stepper,
-            config=config,
-            recipe=recipe,
-            precision=precision,
-            batch_of=lambda rank, ranks: first_batch(batches(rank, ranks)),
-        )
-        metrics.note(check.run().line())
-    template = _marker_template(spec, recipe, session, config, reader.manifest)
+    stepper = make_stepper(setup)
+    if job.recipe.self_check:
+        job.metrics.note(_self_check(setup, stepper, done).run().line())
+    layout = setup.layout
     return Training(
-        recipe=recipe,
-        session=session,
-        model=model,
-        optimizer=optimizer,
+        job=job,
+        layout=layout,
+        model=setup.model,
+        optimizer=setup.optimizer,
         stepper=stepper,
-        batches=batches(layout.data_rank, layout.data_ranks),
-        consumption=_open_consumption(spec, recipe, session, layout, reader, run_dir, found),
-        saver=open_saver(
-            spec,
-            recipe,
-            session,
-            place,
-            metrics,
-            tensors=training_tensors(model, optimizer),
-            whole_copies=layout.spec.is_replicas,
-            start=done,
-            template=replace(template, base=start.base if start else None),
-            extra_files=_extra_files(spec, reader.manifest, start) if session.leader else {},
-        ),
-        metrics=metrics,
-        stop=stop,
-        grace_s=spec.grace_s,
+        batches=subject.batches(job.session.device, layout.data_rank, layout.data_ranks, done),
+        consumption=subject.consumption(setup, found),
+        saver=_open_saver(setup, done),
         done=done,
     )
 
 
-def _open_consumption(
-    spec: NodeSpec,
-    recipe: RecipeSpec,
-    session: Session,
-    layout: Layout,
-    reader: Reader,
-    run_dir: str,
-    found: Found | None,
-) -> Consumption | None:
-    """The journal of one data rank, kept by the one rank whose loss counts; its tp and pp peers keep none."""
-    told = session.gather((session.host, layout.data_rank if layout.counts else None))
-    hosts = sorted((rank, host) for host, rank in told if rank is not None)
-    if not layout.counts:
-        return None
-    return open_consumption(
-        spec,
-        recipe,
-        reader,
-        rank=layout.data_rank,
-        ranks=layout.data_ranks,
-        peers=tuple(Peer(host, "", number, 1, rank) for number, (rank, host) in enumerate(hosts)),
-        path=RunLayout(run_dir).attempt(spec.attempt).consumed(layout.data_rank),
-        found=found.manifest if found else None,
+def _set_up(job: Job, subject: Subject) -> Setup:
+    recipe, session = job.recipe, job.session
+    precision = _choose_precision(job)
+    layout = open_layout(recipe, session)
+    _introduce(job, subject, precision, layout)
+    model = layout.model(subject.architecture, recipe, precision)
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return Setup(
+        job=job,
+        subject=subject,
+        layout=layout,
+        precision=precision,
+        model=model,
+        optimizer=AdamW(learning, recipe.optimizer),
+        place=open_place(session, job.spec, job.run_dir),
     )
 
 
-def _extra_files(spec: NodeSpec, corpus: ShardManifest, start: Start | None) -> dict[str, bytes]:
-    """Small files of every checkpoint: the corpus' tokenizer, and what came with the first weights."""
-    carried = start.weights.carried if start else {}
-    return {**carried, **tokenizer_files(spec, corpus)}
-
-
-def make_stepper(
-    layout: Layout,
-    recipe: RecipeSpec,
-    session: Session,
-    model: nn.Module,
-    optimizer: AdamW,
-    precision: MixedPrecision,
-) -> Stepper:
-    """What runs the steps of `model` in its layout."""
-    objective, gradients = layout.objective(recipe), layout.gradients(model)
+def make_stepper(setup: Setup) -> Stepper:
+    """What runs the steps of the model in its layout."""
+    layout, recipe, model = setup.layout, setup.job.recipe, setup.model
+    objective, gradients = setup.subject.objective(layout), layout.gradients(model)
     return Stepper(
-        runner=layout.runner(model, recipe, gradients, precision, objective),
-        optimizer=optimizer,
+        runner=layout.runner(model, recipe, gradients, setup.precision, objective),
+        optimizer=setup.optimizer,
         gradients=gradients,
         objective=objective,
-        world=session.world,
+        world=setup.job.session.world,
         counts=layout.counts,
     )
 
 
-def _start_state(
-    spec: NodeSpec,
-    recipe: RecipeSpec,
-    session: Session,
-    place: Place,
-    config: ModelConfig,
-    layout: Layout,
-    model: nn.Module,
-    optimizer: AdamW,
-    metrics: Metrics,
-    corpus: ShardManifest,
-    start: Start | None,
-) -> Found | None:
+def _self_check(setup: Setup, stepper: Stepper, done: int) -> SelfCheck:
+    def batch_of(rank: int, ranks: int) -> Batch:
+        batches = setup.subject.batches(setup.job.session.device, rank, ranks, done)
+        try:
+            return next(iter(batches))
+        finally:
+            batches.close()
+
+    return SelfCheck(
+        layout=setup.layout,
+        session=setup.job.session,
+        model=setup.model,
+        stepper=stepper,
+        architecture=setup.subject.architecture,
+        objective_of=setup.subject.objective,
+        recipe=setup.job.recipe,
+        precision=setup.precision,
+        batch_of=batch_of,
+    )
+
+
+def _open_saver(setup: Setup, done: int) -> Saver:
+    job = setup.job
+    return open_saver(
+        job.spec,
+        job.recipe,
+        job.session,
+        setup.place,
+        job.metrics,
+        run_dir=job.run_dir,
+        tensors=setup.tensors(),
+        whole_copies=setup.layout.spec.is_replicas,
+        start=done,
+        template=_marker_template(job, setup.subject),
+        extra_files=setup.subject.extra_files() if job.session.leader else {},
+    )
+
+
+def _start_state(setup: Setup) -> Found | None:
     """Give all ranks one state: the newest checkpoint's, which is returned, else rank 0's first weights."""
-    _check_whole_copies(layout, place)
-    warning = check_room(session, place, STATE_BYTES * _learning(config, recipe))
+    job, subject, place = setup.job, setup.subject, setup.place
+    _check_whole_copies(setup.layout, place)
+    warning = check_room(job.session, place, STATE_BYTES * subject.learning)
     if warning:
-        metrics.note(warning)
-    found = _find_resume(spec, recipe, session, place)
+        job.metrics.note(warning)
+    found = _find_resume(job, place)
     if found is not None:
-        check_model(found, encode(config))
-        check_resume(found.manifest, recipe.lora, start)
-    if start is not None and (found is None or recipe.lora is not None):
-        # Whole copies get rank 0's in `align`: one rank reads, not all.
-        reads = session.is_first or not layout.spec.is_replicas
-        session.together(lambda: start.give(model) if reads else None)
-    if found is None or recipe.lora is not None:
-        layout.align(model)
+        subject.check_resume(found)
+    subject.give(setup, found)
+    if found is None or job.recipe.lora is not None:
+        setup.layout.align(setup.model)
     if found is None:
         return None
-    restore(session, place, found, training_tensors(model, optimizer), session.device)
-    metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
-    changed = changed_order(found.manifest, recipe, corpus, spec.data_mix)
+    restore(job.session, place, found, setup.tensors(), job.session.device)
+    job.metrics.note(f"resumed from checkpoint {found.step} of {found.manifest.run_id}")
+    changed = subject.changed_order(found.manifest)
     if changed:
-        metrics.note(f"samples may repeat or be left out after this resume: {', '.join(changed)} changed")
+        job.metrics.note(f"samples may repeat or be left out after this resume: {', '.join(changed)} changed")
     return found
 
 
@@ -273,77 +301,41 @@ def _check_whole_copies(layout: Layout, place: Place) -> None:
         )
 
 
-def _learning(config: ModelConfig, recipe: RecipeSpec) -> int:
-    """Numbers that learn."""
-    if recipe.lora is None:
-        return count_parameters(config)
-    return sum(rows * columns for rows, columns in adapter_shapes(shapes(config), recipe.lora).values())
-
-
-def changed_order(
-    saved: CheckpointManifest, recipe: RecipeSpec, corpus: ShardManifest, mix: tuple[DataSource, ...] = ()
-) -> list[str]:
-    """What differs now of all that decides which samples a step takes; names for people."""
+def changed_settings(saved: CheckpointManifest, recipe: RecipeSpec, names: Sequence[str]) -> list[str]:
+    """Which of these settings of the recipe the checkpoint was trained with other values of."""
     now = encode(recipe)
-    names = ("seed", "global_batch", "sequence_length")
-    changed = [name for name in names if saved.recipe.get(name, now[name]) != now[name]]
-    if saved.data.get("mix", []) != encode(mix):
-        changed.append("the mixture")
-    return changed + (["the corpus"] if saved.data.get("tokens", corpus.tokens) != corpus.tokens else [])
+    return [name for name in names if saved.recipe.get(name, now[name]) != now[name]]
 
 
-def _marker_template(
-    spec: NodeSpec, recipe: RecipeSpec, session: Session, config: ModelConfig, corpus: ShardManifest
-) -> CheckpointManifest:
+def _marker_template(job: Job, subject: Subject) -> CheckpointManifest:
     """COMMIT.json but for step, time and files: enough to build the model without the job."""
     return CheckpointManifest(
-        run_id=spec.run_id,
-        attempt=spec.attempt,
+        run_id=job.spec.run_id,
+        attempt=job.spec.attempt,
         step=0,
-        world_size=session.world,
+        world_size=job.session.world,
         created_at=0.0,
         files=(),
-        model=encode(config),
-        recipe=encode(recipe),
-        data={
-            "tokenizer": corpus.tokenizer,
-            "tokenizer_file": encode(corpus.tokenizer_file),
-            "vocab_size": corpus.vocab_size,
-            "eos": corpus.eos,
-            "tokens": corpus.tokens,
-            "parameters": count_parameters(config),
-            "mix": encode(spec.data_mix),
-        },
+        model=subject.model_info,
+        recipe=encode(job.recipe),
+        data=subject.data_info,
+        base=subject.base,
     )
 
 
-def _choose_precision(recipe: RecipeSpec, session: Session) -> MixedPrecision:
-    fast = all(session.gather(bf16_is_fast(session.device)))
-    return choose_precision(recipe.precision, session.device.type, fast_everywhere=fast)
+def _choose_precision(job: Job) -> MixedPrecision:
+    fast = all(job.session.gather(bf16_is_fast(job.session.device)))
+    return choose_precision(job.recipe.precision, job.session.device.type, fast_everywhere=fast)
 
 
-def _introduce(
-    metrics: Metrics,
-    recipe: RecipeSpec,
-    session: Session,
-    config: ModelConfig,
-    precision: MixedPrecision,
-    layout: Layout,
-) -> None:
-    size = human_count(count_parameters(config))
-    ranks = f"{session.world} ranks on {session.device.type}{_layout_text(layout)}"
-    name = recipe.model.source or recipe.model.size
-    adapted = "" if recipe.lora is None else f" ({human_count(_learning(config, recipe))} in adapters)"
-    metrics.note(
-        f"{name}: {size} parameters{adapted}, {ranks}, "
-        f"batch {recipe.global_batch} x {recipe.sequence_length} tokens, "
+def _introduce(job: Job, subject: Subject, precision: MixedPrecision, layout: Layout) -> None:
+    """Whole copies need no word of their own."""
+    spread = "" if layout.spec.is_replicas else f" ({layout.spec.name})"
+    ranks = f"{job.session.world} ranks on {job.session.device.type}{spread}"
+    job.metrics.note(
+        f"{subject.introduction(job).format(ranks=ranks)}, "
         f"{precision.name} ({precision.reason}), {_threads()} per rank"
     )
-
-
-def _layout_text(layout: Layout) -> str:
-    """Nothing to say of whole copies."""
-    return "" if layout.spec.is_replicas else f" ({layout.spec.name})"
 
 
 def _threads() -> str:
@@ -351,11 +343,12 @@ def _threads() -> str:
     return f"{count} thread{'s' * (count != 1)}"
 
 
-def _find_resume(spec: NodeSpec, recipe: RecipeSpec, session: Session, place: Place) -> Found | None:
+def _find_resume(job: Job, place: Place) -> Found | None:
     """What to resume from. `resume: false` refuses a place that holds another training's checkpoints,
     because theirs and ours would be pruned and resumed as one; an earlier attempt's are our own."""
-    found = find_latest(session, place)
-    if found is None or recipe.resume or (found.manifest.run_id == spec.run_id and spec.attempt > 1):
+    found = find_latest(job.session, place)
+    is_own = found is not None and found.manifest.run_id == job.spec.run_id and job.spec.attempt > 1
+    if found is None or job.recipe.resume or is_own:
         return found
     raise ConfigError(
         f"{place.store.uri} holds checkpoint {found.step} of {found.manifest.run_id}, and resume is off",

@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 
 from llmctl.wire.recipe import ModelSpec, RecipeSpec
+from llmctl.worker.job import Job
 from llmctl.worker.loop import Loop
 from llmctl.worker.metrics import Metrics
 from llmctl.worker.model.decoder import initialise, make_decoder
 from llmctl.worker.model.sizes import model_config
+from llmctl.worker.recipe import build
 from llmctl.worker.session import open_session
 from llmctl.worker.stop import StopSignal
-from llmctl.worker.trainer import build
 from tests.worker_kit import Cluster, make_corpus
 
 WARM_UP = 3
@@ -78,7 +79,16 @@ def measure(recipe: RecipeSpec, base: Path) -> dict[str, list[Cost]]:
     spec, run_dir = cluster.spec(0, recipe, 0), cluster.run_dir()
     Path(run_dir.root).mkdir(parents=True)
     metrics = Metrics(path=str(Path(run_dir.root, "metrics.jsonl")), speaks=False)
-    training = build(spec, recipe, open_session(spec, {}), run_dir.root, metrics, StopSignal())
+    training = build(
+        Job(
+            spec=spec,
+            recipe=recipe,
+            session=open_session(spec, {}),
+            run_dir=run_dir.root,
+            metrics=metrics,
+            stop=StopSignal(),
+        )
+    )
     loops = {"bare": BareLoop(recipe, cluster.corpus).advance, "recipe": Loop(training).advance}
     costs: dict[str, list[Cost]] = {name: [] for name in loops}
     for step in range(recipe.steps):

@@ -34,7 +34,7 @@ def test_the_archive_holds_agent_workers_and_nothing_of_the_controller() -> None
         "wire",
         "worker",
     }
-    assert all(name.endswith(".py") for name in names)
+    assert all(name.endswith((".py", ".cpp")) for name in names)
 
 
 def test_agent_and_wire_compile_under_the_oldest_python(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def test_ranks_find_torchruns_contract_and_ours(host: AgentHost) -> None:
     assert env[environment.RUN_ID] == RUN
     assert env[environment.CHECKPOINT_URI] == host.run(RUN).checkpoints
     assert env["MINE"] == "x"
-    assert env["PYTHONPATH"] == f"/p:{host.layout.agent_dir(host.hash)}"
+    ours = host.layout.agent_dir(host.hash)
+    assert env["PYTHONPATH"] == f"{ours}/llmctl/worker/startup:/p:{ours}"
     assert "LLMCTL_TEST_OPERATOR" not in env
     assert "TORCHELASTIC_USE_AGENT_STORE" not in env
 

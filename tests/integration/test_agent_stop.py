@@ -140,13 +140,13 @@ def test_start_and_stop_at_once_never_leave_a_run(host: AgentHost) -> None:
     assert not host.processes(RUN)
 
 
-def test_sigterm_to_the_agent_is_a_stop(host: AgentHost) -> None:
-    """The agent ends its ranks and writes a cancelled verdict that says why."""
+def test_sigterm_to_the_agent_is_a_preemption(host: AgentHost) -> None:
+    """A host that goes down: the agent ends its ranks, and nobody has cancelled the run."""
     reply = host.start(host.spec(RUN, SLEEP))
     up(host)
     os.kill(reply.agent_pid, signal.SIGTERM)
     node = host.ended(RUN)
-    assert node.state is NodeState.CANCELLED
+    assert node.state is NodeState.PREEMPTED
     assert node.exit is not None
     assert node.exit.reason == "agent got SIGTERM"
     host.gone(RUN)

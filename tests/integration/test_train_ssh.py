@@ -238,7 +238,7 @@ def test_an_ordinary_user_is_enough(cluster: Cluster, lab: Lab) -> None:
 def test_stopping_one_run_leaves_the_other_alone(cluster: Cluster) -> None:
     """Two runs side by side on the same hosts."""
     cluster.write_script(scripts.SLEEPER, **DIRECT)
-    first, second = cluster.start(), cluster.start()
+    first, second = cluster.start(), cluster.start("--share")
     for run in (first, second):
         cluster.until_state(run, "running")
     cluster.run("stop", first, "--grace", "1")

@@ -15,7 +15,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from llmctl.wire.exitcodes import ExitCode
-from llmctl.worker.train import main
+from llmctl.worker.process import exit_code
+from llmctl.worker.train import train
 
 PEAK = "peak-{rank}.json"
 
@@ -46,10 +47,10 @@ def run() -> int:
     tracked = os.environ.get("TRACK") == "1"
     if tracked:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as tracker:
-            code = main()
+            code = exit_code(train)
         tensors = tensor_peak(tracker)
     else:
-        code, tensors = main(), 0
+        code, tensors = exit_code(train), 0
     told = {"tensors": tensors, "base": base, "resident": status_bytes("VmHWM")}
     path = Path(os.environ["LLMCTL_RUN_DIR"], PEAK.format(rank=os.environ["RANK"]))
     path.write_text(json.dumps(told))

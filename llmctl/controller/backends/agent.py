@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 
 from llmctl import errors
 from llmctl.controller.backends.archive import AgentArchive
+from llmctl.controller.backends.talk import EndedError, Talk
 from llmctl.controller.config.types import Host
 from llmctl.controller.transport.base import Completed, Stream, Transport
 from llmctl.controller.transport.files import push_file
 from llmctl.errors import HostErrors, LlmctlError, NotFoundError, PreflightError, RemoteCommandError
 from llmctl.wire import codec
+from llmctl.wire.agents import PsReply, PsRequest
+from llmctl.wire.contact import ContactReply, ContactRequest
 from llmctl.wire.records import (
     CleanReport,
     CleanRequest,
@@ -37,13 +40,17 @@ MISSING = 97
 NO_PYTHON = 127
 UNKNOWN_RUN = 3
 
-# $1 workdir, $2 interpreter, $3 agent hash, $4 its size, then the agent's own arguments.
+# $1 workdir, $2 interpreter, $3 agent hash, $4 its size, $5 a module to run instead of the agent itself, or
+# nothing; then its arguments.
 CALL = r"""
-W=$1; PY=$2; A=$3; SIZE=$4; shift 4
+W=$1; PY=$2; A=$3; SIZE=$4; M=$5; shift 5
 case $W in "~") W=$HOME;; "~/"*) W=$HOME/${W#??};; esac
-case $PY in "~/"*) PY=$HOME/${PY#??};; esac
+case $PY in "~/"*) PY=$HOME/${PY#??};; python3) [ ! -x "$W/python/default" ] || PY=$W/python/default;; esac
 HAVE=$({ wc -c <"$W/agent/$A.pyz"; } 2>/dev/null)
 [ ${HAVE:-0} -eq "$SIZE" ] || { printf '%s\n' "$W" >&2; exit 97; }
+if [ -n "$M" ]; then
+  cd "$W/agent" && PYTHONPATH=$W/agent/$A.pyz${PYTHONPATH:+:$PYTHONPATH} exec "$PY" -u -m "$M" "$@"
+fi
 exec "$PY" -I "$W/agent/$A.pyz" --workdir "$W" "$@"
 """
 
@@ -74,6 +81,10 @@ class AgentClient:
         deadline_s = request.grace_s + 30.0
         return self._call(StopReport, ["stop", run_id], codec.dumps(request), deadline_s, "stop")
 
+    def contact(self, run_id: str, request: ContactRequest, *, deadline_s: float = 8.0) -> ContactReply:
+        """One beat of a supervisor. Raises ProvisionError too: another supervisor acts for the run."""
+        return self._call(ContactReply, ["contact", run_id], codec.dumps(request), deadline_s, "contact")
+
     def files(self, run_id: str, *, deadline_s: float = 60.0) -> FilesReply:
         """What of a run can be pulled from this host."""
         return self._call(FilesReply, ["files", run_id], "", deadline_s, "pull")
@@ -81,6 +92,10 @@ class AgentClient:
     def clean(self, request: CleanRequest, *, deadline_s: float = 600.0) -> CleanReport:
         """Remove what no run on this host needs any more."""
         return self._call(CleanReport, ["clean"], codec.dumps(request), deadline_s, "clean")
+
+    def ps(self, request: PsRequest, *, deadline_s: float = 60.0) -> PsReply:
+        """The runs that hold this host, and orphans."""
+        return self._call(PsReply, ["ps"], codec.dumps(request), deadline_s, "ps")
 
     @contextmanager
     def follow(self, run_id: str, request: FollowRequest) -> Iterator[Iterator[Frame]]:
@@ -95,6 +110,31 @@ class AgentClient:
                     return
                 done = stream.wait(deadline_s=15.0)
             self._judge(done, "follow", push_missing=not pushed)
+
+    def converse(
+        self, verb: list[str], hello: type[T], *, stage: str, module: str = "", deadline_s: float = 60.0
+    ) -> tuple[Talk, T]:
+        """Start a verb that is spoken with line by line, and hear its first line. The caller closes the talk.
+
+        Args:
+            module: run this module of the archive instead, with the packages of the host's interpreter.
+        """
+        for pushed in (False, True):
+            stream = self._transport.open(self._argv(verb, module), stage=stage)
+            talk = Talk(stream, host=self._host.name, stage=stage)
+            try:
+                return talk, talk.hear(hello, deadline_s=deadline_s)
+            except EndedError as ended:
+                talk.close()
+                self._judge(ended.done, stage, push_missing=not pushed)
+            except BaseException:
+                talk.close()
+                raise
+        raise RemoteCommandError("it ended without a word", host=self._host.name, stage=stage)
+
+    def ended(self, error: EndedError, stage: str) -> LlmctlError:
+        """Why a conversation ended early."""
+        return self._error(error.done, stage)
 
     def _frames(self, stream: Stream, data: bytes) -> Iterator[Frame]:
         while data:
@@ -115,9 +155,9 @@ class AgentClient:
             self._judge(done, stage, push_missing=False)
         return codec.loads(reply, done.stdout)
 
-    def _argv(self, verb: list[str]) -> list[str]:
+    def _argv(self, verb: list[str], module: str = "") -> list[str]:
         host, archive = self._host, self._archive
-        fixed = [host.workdir, host.python, archive.hash, str(len(archive.data))]
+        fixed = [host.workdir, host.python, archive.hash, str(len(archive.data)), module]
         return ["sh", "-c", CALL, "llmctl", *fixed, *verb]
 
     def _judge(self, done: Completed, stage: str, *, push_missing: bool) -> bool:

@@ -69,5 +69,5 @@ def _sources(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
         name = f"{prefix}/{entry.name}"
         if entry.is_dir() and entry.name != "__pycache__":
             yield from _sources(entry, name)
-        elif entry.name.endswith(".py"):
+        elif entry.name.endswith((".py", ".cpp")):  # the engine compiles its kernels on the host
             yield name, entry.read_bytes()

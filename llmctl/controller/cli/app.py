@@ -19,13 +19,17 @@ from llmctl.controller.cli import (
     data,
     demo,
     hosts,
+    infer,
     init,
     logs,
     plan,
+    ps,
     pull,
+    resume,
     status,
     stop,
     store,
+    supervise,
     train,
     wait,
 )
@@ -77,7 +81,10 @@ def root(
     """
 
 
-VERBS = (init, demo, plan, train, status, logs, wait, attach, stop, pull, hosts, data, store, ckpt, configcmd)
+VERBS = (
+    *(init, demo, plan, train, infer, status, ps, logs, wait, attach, stop, resume, pull),
+    *(hosts, data, store, ckpt, configcmd, supervise),
+)
 
 for verb in VERBS:
     verb.register(app)

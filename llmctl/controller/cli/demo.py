@@ -55,7 +55,7 @@ def demo(
 
 def _demo(session: Session, folder: Path, data: list[str], steps: int | None) -> int:
     from llmctl.controller.cli.data import shard_with_progress
-    from llmctl.controller.cli.train import run
+    from llmctl.controller.cli.launching import Manner, run
     from llmctl.controller.config.job import load_job, resolve
     from llmctl.controller.config.overrides import JobOverrides
     from llmctl.controller.ui.format import rate
@@ -77,7 +77,7 @@ def _demo(session: Session, folder: Path, data: list[str], steps: int | None) ->
         environ=os.environ,
         base=folder,
     )
-    outcome = run(session, config, detach=False, dry_run=False, pull=folder / "pulled")
+    outcome = run(session, config, Manner(pull=folder / "pulled"))
     if outcome.code == 0 and outcome.pulled is not None:
         _show_result(session, outcome.pulled)
     return outcome.code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 EPILOG = (
     "Examples:\n\n"
     "    llmctl init                       (the built-in recipe)\n\n"
-    "    llmctl init --template script     (your own torchrun script)"
+    "    llmctl init --template script     (your own torchrun script)\n\n"
+    "    llmctl init --template image      (your own model, trained by llmctl; also: text, speech)"
 )
 
 
@@ -21,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to.")] = Path(),
     template: Annotated[
-        str, typer.Option("--template", "-t", metavar="NAME", help="recipe or script.")
+        str, typer.Option("--template", "-t", metavar="NAME", help="recipe, script, text, image or speech.")
     ] = "recipe",
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
@@ -30,8 +32,14 @@ def init(
     from llmctl.controller.ui.console import Screen
 
     screen = Screen()
-    for path in lay_down(template, folder, force=force):
+    files = lay_down(template, folder, values={"PYTHON": sys.executable}, force=force)
+    for path in files:
         screen.say(f"✓ {path}")
+    if any(path.name == "data.py" for path in files):
+        screen.say(
+            "next: python data.py samples · llmctl data shard samples shards --format tar · llmctl train"
+        )
+        return
     screen.say(
         "next: put your machines into hosts.yaml, then   llmctl hosts trust --all · llmctl hosts check"
     )

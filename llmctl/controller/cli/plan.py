@@ -176,9 +176,11 @@ def _ask(session: Session, job: JobFile, fleet: Fleet, base: Path, vocabulary: i
 
 def _real_fleet(session: Session, config: RunConfig, given: Given) -> Fleet:
     """What the hosts say. Raises HostErrors where any of them can't be asked."""
+    from llmctl.controller.cli.hosts.clean import parse_age
+    from llmctl.controller.cli.mapped import USUAL_AGE, by_map, with_links
     from llmctl.controller.execute.facts import facts_of
     from llmctl.controller.plan.machines import probed_fleet
-    from llmctl.controller.plan.plan import ranks_of
+    from llmctl.controller.plan.plan import local_hosts, ranks_of
     from llmctl.controller.probe.facts import HostFacts
     from llmctl.errors import HostErrors, LlmctlError
 
@@ -188,7 +190,11 @@ def _real_fleet(session: Session, config: RunConfig, given: Given) -> Fleet:
     if errors:
         raise HostErrors(errors)
     facts = {name: value for name, value in results.items() if isinstance(value, HostFacts)}
-    return probed_fleet({host.name: ranks_of(host, facts[host.name]) for host in config.hosts}, facts, given)
+    found = by_map(session, config.hosts, facts, parse_age(USUAL_AGE))
+    if found.warning:
+        session.screen.warn(found.warning)
+    ranks = {host.name: ranks_of(host, facts[host.name]) for host in found.hosts}
+    return probed_fleet(ranks, facts, with_links(given, found), local_hosts(found.hosts))
 
 
 def _show(session: Session, question: Question, top: int) -> None:

@@ -46,7 +46,8 @@ def status(
 ) -> None:
     """Show runs: state, nodes, step, loss, speed, age; for one run also each host and the first failure.
 
-    States: starting, running, lost-contact, succeeded, failed, cancelled. Losing contact is not failing:
+    States: starting, running, lost-contact, restarting (between two attempts), succeeded, failed,
+    cancelled, preempted. Losing contact is not failing:
     the job may be fine. A run that has ended is shown from the ledger, without asking a host.
 
     With `-w`, a lost connection ends nothing: the last view stays, with what is wrong. `-w -o json` prints
@@ -172,10 +173,12 @@ def _row(
     """The hosts' word; where none could be asked, what was last seen, under the state that this is."""
     from dataclasses import replace
 
+    from llmctl.controller.cli.owed import deliver
     from llmctl.wire.states import RunState
 
     if view is not None:
         session.remember(view, hosts)
+        deliver(session, view, hosts)
         return view
     if errors:
         return replace(record, state=RunState.LOST_CONTACT, reason=errors[0].line())
@@ -187,6 +190,7 @@ def _one(session: Session, key: str, *, watch: bool, ask: bool) -> int:
     if remembered is not None:
         _show_one(session, remembered)
         return 0
+    from llmctl.controller.cli.owed import deliver
     from llmctl.controller.collect.status import run_view
 
     located = session.locate(key)
@@ -195,6 +199,7 @@ def _one(session: Session, key: str, *, watch: bool, ask: bool) -> int:
     def once() -> RunView:
         view = run_view(connections, located.hosts, session.archive, located.run_id)
         session.remember(view, located.hosts)
+        deliver(session, view, located.hosts)
         return view
 
     if watch:

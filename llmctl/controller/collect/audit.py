@@ -131,7 +131,7 @@ def _origin(proof: Proof) -> Iterator[str]:
 
 
 def _without_journals(name: str, specs: Sequence[NodeSpec]) -> NotFoundError:
-    if specs and specs[0].recipe is None:
+    if specs and specs[0].job.get("train", {}).get("script") is not None:
         return NotFoundError(
             f"{name} runs a script of its own, which keeps no journals of its samples",
             hint="only the built-in recipe writes them",

@@ -85,14 +85,18 @@ class Follower:
         request: FollowRequest,
         *,
         retries: int | None = None,
+        offsets: dict[str, dict[str, int]] | None = None,
     ) -> None:
-        """`retries`: how often a lost host is tried again before it is given up; None: without end."""
+        """`retries`: how often a lost host is tried again before it is given up; None: without end.
+        `offsets`: by host, how far an earlier follower has come; kept current.
+        """
         self._connections = connections
         self._hosts = tuple(hosts)
         self._archive = archive
         self._run_id = run_id
         self._request = request
         self._retries = retries
+        self._offsets = {} if offsets is None else offsets
         self._queue: queue.Queue[Item] = queue.Queue(QUEUE_LENGTH)
         self._stop = threading.Event()
         self._threads = [
@@ -126,7 +130,7 @@ class Follower:
                 open_hosts.discard(item.host)
 
     def _follow(self, host: Host) -> None:
-        offsets = dict(self._request.offsets)
+        offsets = self._offsets.setdefault(host.name, dict(self._request.offsets))
         wait_s, lost, tries = FIRST_RETRY_S, False, 0
         while not self._stop.is_set():
             try:

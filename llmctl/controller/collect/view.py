@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
+from llmctl.controller.collect.pace import hang_verdict, stragglers
 from llmctl.errors import LlmctlError
+from llmctl.wire import supervision
 from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.records import NodeExit, NodeStatus, RankExit
 from llmctl.wire.specs import NodeSpec, Peer
 from llmctl.wire.states import NodeState, RunState
+from llmctl.wire.supervision import Supervision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,8 @@ class RunView:
     """One run as `status` shows it. Times are seconds; `step`, `loss` ... are None where nobody knows.
 
     `took_s` is from the start to the last node's end, on our clock; None while the run goes on.
+    `supervision`: what its supervisor last told any host, `supervisor_age_s` seconds ago.
+    `hang` names who holds the others up; `stragglers`: a line of evidence per slow host.
     """
 
     run_id: str
@@ -90,6 +95,10 @@ class RunView:
     checkpoint_problem: str | None = None
     note: str = ""
     failures: tuple[Failure, ...] = ()
+    supervision: Supervision | None = None
+    supervisor_age_s: float | None = None
+    hang: str = ""
+    stragglers: tuple[str, ...] = ()
 
     @property
     def answered(self) -> int:
@@ -97,7 +106,10 @@ class RunView:
 
     @property
     def final(self) -> bool:
-        """Nothing of it can change any more: every node has ended, or was never started."""
+        """Nothing of it can change any more: its supervisor says so, or every node has ended, or was never
+        started."""
+        if self.state.ended and self.supervision is not None and self.supervision.phase == supervision.ENDED:
+            return True
         return self.state.ended and all(
             node.missing or (node.state is not None and node.state.ended) for node in self.nodes
         )
@@ -109,6 +121,7 @@ class RunView:
             RunState.SUCCEEDED: ExitCode.OK,
             RunState.FAILED: ExitCode.JOB_FAILED,
             RunState.CANCELLED: ExitCode.CANCELLED,
+            RunState.PREEMPTED: ExitCode.CANCELLED,
         }.get(self.state, ExitCode.NOT_FINISHED)
 
 
@@ -126,8 +139,14 @@ def merge(run_id: str, answers: Mapping[str, Answer], now: float) -> RunView:
         if answer.status is None or answer.status.spec.attempt == spec.attempt
     }
     nodes = tuple(_node(peer, current.get(peer.host)) for peer in spec.peers)
-    failures = tuple(sorted(_failures(current), key=lambda failure: failure.at))
-    state = _state(nodes, failures, _stopped_at(current))
+    statuses = {name: answer.status for name, answer in current.items() if answer.status}
+    hang, slow = hang_verdict(statuses), stragglers(statuses)
+    failures = tuple(sorted(_failures(current, hang), key=lambda failure: failure.at))
+    told, silent_s = _supervision(answers)
+    if told is None and spec.epoch:  # it has not spoken yet
+        told = Supervision(epoch=spec.epoch, holder="", attempt=spec.attempt)
+        silent_s = max(0.0, now - spec.created_at)
+    state = _supervised(_state(nodes, failures, _stopped_at(current)), nodes, told, silent_s)
     return RunView(
         run_id=run_id,
         name=spec.run_name,
@@ -139,10 +158,58 @@ def merge(run_id: str, answers: Mapping[str, Answer], now: float) -> RunView:
         took_s=_took(spec, current) if state.ended else None,
         checkpoint_step=_checkpoint(current),
         checkpoint_problem=_checkpoint_problem(current),
-        note=_note(nodes, failures if state is RunState.FAILED else (), _checkpoint_problem(current)),
-        failures=failures if state is RunState.FAILED else (),
+        note=_supervisor_note(state, told, silent_s)
+        or _note(nodes, failures if state is RunState.FAILED else (), _checkpoint_problem(current))
+        or ("" if state.ended else hang or "; ".join(slow)),
+        failures=failures if state in (RunState.FAILED, RunState.RESTARTING) else (),
+        supervision=told,
+        supervisor_age_s=silent_s,
+        hang=hang,
+        stragglers=() if state.ended else slow,
         **_progress(spec, _metrics(current), ended=state.ended),
     )
+
+
+def _supervision(answers: Mapping[str, Answer]) -> tuple[Supervision | None, float | None]:
+    """What the supervisor that acts last told any host, and how long ago."""
+    told = [
+        (found.epoch, found.attempt, -age, found)
+        for answer in answers.values()
+        if answer.status and (found := answer.status.supervision)
+        for age in [max(0.0, answer.status.now - found.heard_at)]
+    ]
+    if not told:
+        return None, None
+    *_, age, newest = max(told, key=lambda one: one[:3])
+    return newest, -age
+
+
+def _supervised(
+    state: RunState, nodes: tuple[NodeView, ...], told: Supervision | None, silent_s: float | None
+) -> RunState:
+    """The end of an attempt is not the end of its run where somebody is there to start the next one."""
+    if told is None or silent_s is None:
+        return state
+    if told.phase == supervision.ENDED:
+        return RunState(told.verdict)
+    if silent_s > supervision.STALE_S:
+        return state
+    exits = [node.exit for node in nodes if node.exit is not None and node.state is NodeState.CANCELLED]
+    by_person = any(not ended.reason.startswith(supervision.REASON) for ended in exits)
+    if state in (RunState.FAILED, RunState.PREEMPTED) or (state is RunState.CANCELLED and not by_person):
+        return RunState.RESTARTING
+    if told.phase == supervision.WAITING and state is RunState.LOST_CONTACT:
+        return RunState.RESTARTING
+    return state
+
+
+def _supervisor_note(state: RunState, told: Supervision | None, silent_s: float | None) -> str:
+    """What the supervisor says, where it says more than the nodes; or that nobody hears it any more."""
+    if told is None or silent_s is None or state in (RunState.SUCCEEDED, RunState.CANCELLED):
+        return ""
+    if told.phase != supervision.ENDED and silent_s > supervision.STALE_S:
+        return f"its supervisor on {told.where} has been silent for {silent_s:.0f} s: llmctl resume"
+    return told.detail
 
 
 class _Progress(TypedDict):
@@ -200,7 +267,8 @@ def _state(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...], stopped_a
     """What came first decides: a stop makes peers fail, and a failure makes us stop the peers."""
     states = [node.state for node in nodes]
     if stopped_at is not None and not (failures and failures[0].at < stopped_at):
-        return RunState.CANCELLED
+        preempted = any(state is NodeState.PREEMPTED for state in states)
+        return RunState.PREEMPTED if preempted else RunState.CANCELLED
     if failures:
         return RunState.FAILED
     if None in states:
@@ -222,21 +290,25 @@ def _stopped_at(answers: Mapping[str, Answer]) -> float | None:
     found = []
     for answer in answers.values():
         ended = answer.status.exit if answer.status else None
-        if ended and ended.state is NodeState.CANCELLED:
+        if ended and ended.state in (NodeState.CANCELLED, NodeState.PREEMPTED):
             at = ended.ended_at if ended.stop_requested_at is None else ended.stop_requested_at
             found.append(at - answer.clock_offset)
     return min(found, default=None)
 
 
-def _failures(answers: Mapping[str, Answer]) -> list[Failure]:
+def _failures(answers: Mapping[str, Answer], hang: str) -> list[Failure]:
+    """`hang`: what all hosts together say of one; the ends of its ranks are only consequences."""
     found = []
     for answer in answers.values():
         status = answer.status
         if status is None or status.state is not NodeState.FAILED:
             continue
-        rank = status.failure
+        hung = bool(status.hang and status.exit and status.exit.reason.startswith("hang:"))
+        rank = None if hung else status.failure
         at = rank.ended_at if rank else (status.exit.ended_at if status.exit else status.now)
         reason = status.exit.reason if status.exit else "failed"
+        if hung and status.hang:
+            at, reason = status.hang.at, hang
         found.append(
             Failure(
                 host=answer.host,
@@ -276,7 +348,7 @@ def _eta(metrics: Mapping[str, object], total: int | None) -> float | None:
 def _note(nodes: tuple[NodeView, ...], failures: tuple[Failure, ...], checkpoint: str | None) -> str:
     if failures:
         first = failures[0]
-        return f"{first.reason} on {first.host}"
+        return first.reason if first.reason.startswith("hang:") else f"{first.reason} on {first.host}"
     lost = [node for node in nodes if node.state is None]
     if lost:
         more = f" (+{len(lost) - 1} more)" if len(lost) > 1 else ""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from llmctl.controller.config.models import PATTERN_WORDS
+from llmctl.controller.config.fields import PATTERN_WORDS
 from llmctl.controller.config.secrets import looks_secret
 from llmctl.controller.config.yamlfile import Document, Loc
 from llmctl.errors import ConfigError

@@ -12,7 +12,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llmctl.controller.config.models import HOST_NAME, NAME, PATTERN_WORDS, HostEntry
+from llmctl.controller.config.fields import HOST_NAME, NAME, PATTERN_WORDS
+from llmctl.controller.config.models import HostEntry
 from llmctl.controller.config.places import expand
 from llmctl.controller.config.yamlfile import parse_scalar
 from llmctl.errors import ConfigError

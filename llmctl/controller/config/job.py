@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 
 from llmctl.controller.config.checking import check_document
 from llmctl.controller.config.inventory import select_hosts
-from llmctl.controller.config.models import DataSection, JobFile
+from llmctl.controller.config.models import DataSection, JobFile, TrainSection
 from llmctl.controller.config.overrides import NO_OVERRIDES, JobOverrides, apply_overrides
 from llmctl.controller.config.places import expand
+from llmctl.controller.config.requirements import requirements_of
 from llmctl.controller.config.secrets import refuse_password_in_uri, secret_notes, split_secrets
-from llmctl.controller.config.types import Inventory, RunConfig
+from llmctl.controller.config.types import Host, Inventory, RunConfig
 from llmctl.controller.config.yamlfile import read_yaml
 from llmctl.errors import ConfigError
 from llmctl.wire import environment
@@ -55,10 +56,14 @@ def resolve(
     environ: Mapping[str, str],
     base: str | Path,
     default_pool: str | None = None,
+    inference: bool = False,
+    uris: Sequence[str] = (),
 ) -> RunConfig:
     """Everything merged and checked.
 
     Args:
+        inference: for `llmctl infer`: the job's `infer` counts, and what only a training needs is left out.
+        uris: further stores that the hosts will need the accounts of.
         base: folder that relative paths of the job are relative to.
         default_pool: the pool of the tool's settings, for a job that names none.
 
@@ -67,11 +72,14 @@ def resolve(
     """
     base = Path(base).absolute()
     written = apply_overrides(job, overrides, environ)
+    if inference:
+        written = _inference_only(written)
     _check_env_names(written)
     merged, secrets = split_secrets(written, environ)
-    merged = _with_absolute_uris(merged, base)
-    _check_work(merged, base)
-    secrets.update(_accounts(merged, environ))
+    merged = _with_packages(_with_absolute_uris(merged, base), base)
+    if not inference:
+        _check_work(merged, base)
+    secrets.update(_accounts(merged, environ, uris))
     _refuse_pushed_secret(job, merged, base)
     pool = merged.pool or default_pool
     hosts = select_hosts(inventory, pool=pool, nodes=merged.nodes, limit=overrides.limit, skip_drained=True)
@@ -85,14 +93,48 @@ def resolve(
         base=str(base),
         env={**passed, **merged.env.set},
         secrets=secrets,
-        notes=(*secret_notes(written, merged), *_ignored_notes(merged), *drained_notes),
+        notes=(*secret_notes(written, merged), *drained_notes),
     )
 
 
-def _accounts(job: JobFile, environ: Mapping[str, str]) -> dict[str, str]:
+def _inference_only(job: JobFile) -> JobFile:
+    """The same file may describe a training; its data and script need not be there to use the model."""
+    if job.infer is None:
+        raise ConfigError(
+            "the job has no `infer`", hint="add `infer: {model: PATH_OR_URL}`; docs/inference.md explains it"
+        )
+    train = TrainSection(grace_s=job.infer.grace_s, launcher="direct")
+    return JobFile(
+        version=1, name=job.name, pool=job.pool, nodes=job.nodes, env=job.env, infer=job.infer, train=train
+    )
+
+
+def again(job: JobFile, hosts: tuple[Host, ...], *, environ: Mapping[str, str], base: str) -> RunConfig:
+    """A recorded job, to be gone on with on these hosts: `env.pass` and secrets are those of now.
+
+    Raises:
+        ConfigError: a secret that the job names is not set here.
+    """
+    merged, secrets = split_secrets(job, environ)
+    secrets.update(_accounts(merged, environ, ()))
+    passed = {name: environ[name] for name in merged.env.pass_ if name in environ}
+    return RunConfig(hosts=hosts, job=merged, base=base, env={**passed, **merged.env.set}, secrets=secrets)
+
+
+def _with_packages(job: JobFile, base: Path) -> JobFile:
+    """The packages themselves instead of the file that names them: a run's record is whole without it."""
+    wanted = requirements_of(job.env, base)
+    if wanted is None:
+        return job
+    return job.model_copy(update={"env": job.env.model_copy(update={"requirements": list(wanted.lines)})})
+
+
+def _accounts(job: JobFile, environ: Mapping[str, str], more: Sequence[str]) -> dict[str, str]:
     """What of the user's stores.yaml the ranks need, as a secret of theirs: their hosts need no such file."""
     uris = [entry.uri for entry in job.data.corpora] if job.data else []
     uris += [job.checkpoint.uri] if job.checkpoint.uri else []
+    uris += [job.infer.model] if job.infer else []
+    uris += more
     if not any("://" in uri for uri in uris):
         return {}
     from llmctl.storage.accounts import portable
@@ -130,26 +172,30 @@ def _with_absolute_uris(job: JobFile, base: Path) -> JobFile:
     if job.data is not None:
         update["data"] = _absolute_data(job.data, base)
     if job.checkpoint.uri is not None:
-        uri = _absolute(job.checkpoint.uri, "checkpoint.uri", base)
+        uri = absolute_uri(job.checkpoint.uri, "checkpoint.uri", base)
         update["checkpoint"] = job.checkpoint.model_copy(update={"uri": uri})
     if job.recipe.model.from_ is not None:
-        source = _absolute(job.recipe.model.from_, "recipe.model.from", base)
+        source = absolute_uri(job.recipe.model.from_, "recipe.model.from", base)
         model = job.recipe.model.model_copy(update={"from_": source})
         update["recipe"] = job.recipe.model_copy(update={"model": model})
+    if job.infer is not None:
+        model_uri = absolute_uri(job.infer.model, "infer.model", base)
+        update["infer"] = job.infer.model_copy(update={"model": model_uri})
     return job.model_copy(update=update)
 
 
 def _absolute_data(data: DataSection, base: Path) -> DataSection:
     if data.uri is not None:
-        return data.model_copy(update={"uri": _absolute(data.uri, "data.uri", base)})
+        return data.model_copy(update={"uri": absolute_uri(data.uri, "data.uri", base)})
     mix = [
-        entry.model_copy(update={"uri": _absolute(entry.uri, f"data.mix[{number}].uri", base)})
+        entry.model_copy(update={"uri": absolute_uri(entry.uri, f"data.mix[{number}].uri", base)})
         for number, entry in enumerate(data.mix)
     ]
     return data.model_copy(update={"mix": mix})
 
 
-def _absolute(uri: str, key: str, base: Path) -> str:
+def absolute_uri(uri: str, key: str, base: Path) -> str:
+    """A URI as a host understands it: a relative path from `base` on. Raises ConfigError."""
     if not uri:
         raise ConfigError(f"`{key}` is empty")
     refuse_password_in_uri(uri, key)
@@ -224,9 +270,3 @@ def _drained_notes(inventory: Inventory, pool: str | None) -> tuple[str, ...]:
     names = [host.name for host in inventory.pools[pool]] if pool else [h.name for h in inventory.all_hosts()]
     reasons = [(name, inventory.drained[name]) for name in names if name in inventory.drained]
     return tuple(f"{name} is drained and left out" + (f": {why}" if why else "") for name, why in reasons)
-
-
-def _ignored_notes(job: JobFile) -> tuple[str, ...]:
-    if job.train.script is None or "recipe" not in job.model_fields_set:
-        return ()
-    return ("`recipe` is ignored: `train.script` is set",)

@@ -7,45 +7,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
+from llmctl.controller.config.attempts import RestartsSection, WatchSection
+from llmctl.controller.config.fields import (
+    PYTHON_VERSION,
+    TORCH_BUILD,
+    Addr,
+    EnvName,
+    Filled,
+    HostName,
+    LabelName,
+    LabelValue,
+    Name,
+    Strict,
+    Text,
+)
+from llmctl.controller.config.inference import InferSection
 from llmctl.wire.model import SIZES
-
-NAME = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
-HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
-ADDR = r"^[^\s\x00@,;'\"/\\-][^\s\x00@,;'\"/\\]*$"
-ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-LABEL_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
-LABEL_VALUE = r"^[A-Za-z0-9._-]{1,64}$"
-TEXT = r"^[^\x00]*$"
-FILLED = r"^[^\x00]+$"
-
-PATTERN_WORDS = {
-    NAME: "lower-case letters, digits and `-` (1 to 48)",
-    HOST_NAME: "letters, digits, `.`, `_` and `-` (1 to 64), a letter or digit first and last",
-    ADDR: "an address or alias, without user, port or spaces",
-    ENV_NAME: "the name of an environment variable: letters, digits and `_`, no digit first",
-    LABEL_VALUE: "letters, digits, `.`, `_` and `-` (1 to 64); a number in quotes",
-    TEXT: "text without a NUL character",
-    FILLED: "text that is not empty, without a NUL character",
-}
-"""What an error says of a text that does not fit its pattern."""
-
-Name = Annotated[str, StringConstraints(pattern=NAME)]
-HostName = Annotated[str, StringConstraints(pattern=HOST_NAME)]
-Addr = Annotated[str, StringConstraints(pattern=ADDR)]
-EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
-Text = Annotated[str, StringConstraints(pattern=TEXT)]
-"""Any text that can be an argument, a path or a variable's value: those end at a NUL."""
-LabelName = Annotated[str, StringConstraints(pattern=LABEL_NAME)]
-LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
-Filled = Annotated[str, StringConstraints(pattern=FILLED)]
-
-
-class Strict(BaseModel):
-    """An unknown key is an error; a value of the wrong type is not converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class HostDefaults(Strict):
@@ -112,6 +91,21 @@ class EnvSection(Strict):
     secrets: list[EnvName] = Field(
         default_factory=list,
         description="taken from your shell, sent on the agent's stdin, never written or shown",
+    )
+    requirements: Filled | list[Filled] | None = Field(
+        None,
+        description="packages of the ranks: a requirements file, relative to this file, or a list; "
+        "`llmctl hosts bootstrap` makes an environment of them, `train` uses it",
+    )
+    kind: Literal["venv", "system"] = Field(
+        "venv", description="venv: an environment of its own; system: the packages of the host's `python`"
+    )
+    python: Annotated[str, StringConstraints(pattern=PYTHON_VERSION)] | None = Field(
+        None, description="Python of the environment, such as `'3.12'`; else the newest that is there"
+    )
+    torch: Annotated[str, StringConstraints(pattern=TORCH_BUILD)] = Field(
+        "auto",
+        description="build of torch: auto (by driver), `default` (the index's own), cpu, cu128, rocm6.4 …",
     )
 
 
@@ -257,7 +251,8 @@ class ParallelSection(Strict):
 
 
 class RecipeSection(Strict):
-    """The built-in recipe; ignored where `train.script` is set."""
+    """The built-in recipe; with `train.script`, the settings that `llmctl.worker.prepare` trains the script's
+    own model with."""
 
     model: ModelSection = Field(default_factory=ModelSection, description="the decoder")
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="the optimizer")
@@ -324,9 +319,20 @@ class JobFile(Strict):
     env: EnvSection = Field(default_factory=EnvSection, description="environment of the ranks")
     data: DataSection | None = Field(None, description="the corpus; needed by the recipe")
     train: TrainSection = Field(default_factory=TrainSection, description="how to start")
-    recipe: RecipeSection = Field(default_factory=RecipeSection, description="the built-in recipe")
-    parallel: ParallelSection | None = Field(None, description="layout of the recipe's ranks, or `auto`")
+    recipe: RecipeSection = Field(
+        default_factory=RecipeSection,
+        description="what and how the recipe trains, or the script by `worker.prepare`",
+    )
+    parallel: ParallelSection | None = Field(None, description="layout of the ranks, or `auto`")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="checkpoints")
+    infer: InferSection | None = Field(None, description="for `llmctl infer`; `llmctl train` passes it over")
+    watch: WatchSection = Field(default_factory=WatchSection, description="hangs and slow hosts")
+    restarts: RestartsSection = Field(default_factory=RestartsSection, description="attempts after the first")
+
+    @property
+    def script_has_recipe(self) -> bool:
+        """The script trains by `llmctl.worker.prepare`: it is given the recipe's settings."""
+        return self.train.script is not None and bool({"recipe", "parallel"} & self.model_fields_set)
 
 
 class SettingsFile(Strict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from llmctl.controller.config.models import EnvSection, JobFile
+from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.types import Secrets
 from llmctl.errors import ConfigError
 
@@ -52,11 +52,10 @@ def split_secrets(job: JobFile, environ: Mapping[str, str]) -> tuple[JobFile, Se
         secrets[name] = value or ""
     kept = {
         "set": {name: value for name, value in env.set.items() if name not in secrets},
-        "pass": [name for name in env.pass_ if name not in secrets],
+        "pass_": [name for name in env.pass_ if name not in secrets],
         "secrets": list(named),
     }
-    cleaned = EnvSection.model_validate(kept)
-    return job.model_copy(update={"env": cleaned}), secrets
+    return job.model_copy(update={"env": env.model_copy(update=kept)}), secrets
 
 
 def secret_notes(before: JobFile, after: JobFile) -> tuple[str, ...]:

@@ -9,9 +9,19 @@ from pathlib import Path
 import llmctl
 from llmctl.errors import ConfigError
 
+
+def _own(name: str) -> tuple[str, ...]:
+    """A model of your own on two local hosts, with a script that makes its samples."""
+    files = (f"{name}/{file}" for file in ("job.yaml", "train.py", "data.py"))
+    return ("local/hosts.yaml", *files, ".llmctlignore")
+
+
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "recipe": ("hosts.yaml", "recipe/job.yaml", ".llmctlignore"),
     "script": ("hosts.yaml", "script/job.yaml", "script/train.py", ".llmctlignore"),
+    "text": _own("text"),
+    "image": _own("image"),
+    "speech": _own("speech"),
     "demo": ("demo/hosts.yaml", "demo/job.yaml"),
 }
 """Name of a template -> its files below templates/; each is laid down under its last name."""

@@ -9,6 +9,7 @@ from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.types import Host
 from llmctl.controller.execute.facts import facts_of, master_target
 from llmctl.controller.execute.identity import Recogniser
+from llmctl.controller.plan.deep import Deep, DeepResults, deep_verdicts
 from llmctl.controller.plan.pool import pool_verdicts
 from llmctl.controller.plan.preflight import manifest_paths, verdicts
 from llmctl.controller.plan.verdicts import Level, Verdict
@@ -19,11 +20,15 @@ from llmctl.errors import LlmctlError, PreflightError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """One reachable host: what it is, what was found about it, and what changed since it was last seen."""
+    """One reachable host: what it is, what was found about it, and what changed since it was last seen.
+
+    `deep`: what `--deep` measured there.
+    """
 
     facts: HostFacts
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
+    deep: Deep | None = None
 
     @property
     def problems(self) -> tuple[PreflightError, ...]:
@@ -74,13 +79,26 @@ def _check(
 ) -> Checked:
     target = master_target(hosts[0])
     data = manifest_paths(job) if job else []
-    facts = facts_of(host, connections, target=target, data=data, full=True)
+    facts = facts_of(host, connections, target=target, data=data, full=True, job=job)
     recogniser.check(host, facts.more, connections)
     return Checked(
         facts=facts,
         verdicts=tuple(verdicts(host, facts, job)),
         notes=recogniser.notes.get(host.name, ()),
     )
+
+
+def with_deep(results: Results, deep: DeepResults) -> Results:
+    """The same hosts with what was measured, and what that says of them."""
+    found = dict(results)
+    verdicts = deep_verdicts(deep)
+    for name, measured in deep.hosts.items():
+        mine = results[name]
+        if isinstance(mine, Checked):
+            told = [*mine.verdicts, *(verdict for verdict in verdicts if verdict.host == name)]
+            told.sort(key=lambda one: one.level is Level.WARN)
+            found[name] = replace(mine, verdicts=tuple(told), deep=measured)
+    return found
 
 
 def _compared(hosts: Sequence[Host], results: Results, keys: Mapping[str, str]) -> Results:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from llmctl.controller.config.requirements import env_python
 from llmctl.controller.config.types import Host
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.probe.probe import probe
 from llmctl.controller.transport.pool import Connections
 from llmctl.controller.transport.sshconfig import resolve
+
+if TYPE_CHECKING:  # pydantic is slow to import
+    from llmctl.controller.config.models import JobFile
 
 
 def facts_of(
@@ -21,9 +26,16 @@ def facts_of(
     target: str = "",
     data: Sequence[str] = (),
     full: bool = False,
+    job: JobFile | None = None,
 ) -> HostFacts:
-    """The facts of one host, with the address by which we reach it."""
-    facts = probe(connections.get(host.name), host, agent=agent, target=target, data=data, full=full)
+    """The facts of one host, with the address by which we reach it.
+
+    Args:
+        job: its Python is asked: that of the environment which the job names, where it names one.
+    """
+    python = env_python(job.env, host) if job else None
+    asked = replace(host, python=python) if python else host
+    facts = probe(connections.get(host.name), asked, agent=agent, target=target, data=data, full=full)
     return replace(facts, reached_by=None if host.is_local else master_target(host) or None)
 
 

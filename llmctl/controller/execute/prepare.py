@@ -146,7 +146,7 @@ def _fit(
 ) -> HostFacts:
     """The host's facts; raises PreflightError with the first reason against the job."""
     data = manifest_paths(config.job)
-    facts = facts_of(host, connections, agent=archive.hash, target=target, data=data)
+    facts = facts_of(host, connections, agent=archive.hash, target=target, data=data, job=config.job)
     if recogniser:
         recogniser.check(host, facts.more, connections)
     found = job_problems(host, facts, config.job)

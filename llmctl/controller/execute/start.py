@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from llmctl.controller.backends.agent import AgentClient
 from llmctl.controller.backends.archive import AgentArchive
@@ -17,11 +18,17 @@ UNDO_GRACE_S = 3.0
 
 
 def start(
-    plan: Plan, config: RunConfig, connections: Connections, archive: AgentArchive
+    plan: Plan,
+    config: RunConfig,
+    connections: Connections,
+    archive: AgentArchive,
+    *,
+    share: bool | None = None,
 ) -> dict[str, StartReply]:
     """Start every node of the plan; returns once each agent holds its lease.
 
-    Secrets leave this machine here, on the agents' stdin, and nowhere else.
+    Secrets leave this machine here, on the agents' stdin, and nowhere else. `share`: beside other runs of a
+    host; False: refused there; None: a next attempt takes the place that its run has not given up.
 
     Raises:
         HostErrors: a node could not be started; the others were stopped again.
@@ -30,7 +37,8 @@ def start(
 
     def one(host: Host) -> StartReply:
         client = AgentClient(connections.get(host.name), host, archive)
-        return client.start(StartRequest(spec=specs[host.name], secrets=dict(config.secrets)))
+        spec = specs[host.name] if share is None else replace(specs[host.name], share=share)
+        return client.start(StartRequest(spec=spec, secrets=dict(config.secrets), share=share is not False))
 
     results = connections.each(config.hosts, one)
     errors = [value for value in results.values() if isinstance(value, LlmctlError)]

@@ -55,26 +55,37 @@ class Watcher(Protocol):
         """A moment without news."""
 
 
-def watch(follower: Follower, watcher: Watcher, stop_peers: Callable[[str], None] | None) -> None:
+def watch(
+    follower: Follower,
+    watcher: Watcher,
+    stop_peers: Callable[[str], None] | None,
+    over: Callable[[], bool] = lambda: False,
+) -> None:
     """Until every node has ended, or can't be asked any more.
 
     Args:
+        over: asked again and again once a node has failed or can't be reached: has the run moved on?
         stop_peers: ends the whole run, given the reason; called at most once, from a thread of its own.
             None: only look on.
     """
     failed_at: float | None = None
+    lost: set[str] = set()
     stopper: threading.Thread | None = None
     for item in follower.items():
         if isinstance(item, Got):
             _frame(item.host, item.frame, watcher)
         elif isinstance(item, Lost | GaveUp):
             watcher.lost(item.host, item.error)
+            lost.add(item.host)
         elif isinstance(item, Back):
             watcher.back(item.host)
+            lost.discard(item.host)
         else:
             watcher.tick()
         if failed_at is None and failed(item):
             failed_at, failed_host = time.monotonic(), getattr(item, "host", "")
+        if (lost or failed_at) and over():
+            return
         if stop_peers and failed_at and stopper is None and time.monotonic() - failed_at > PEERS_GRACE_S:
             stopper = threading.Thread(target=stop_peers, args=(f"{failed_host} failed",), daemon=True)
             stopper.start()

@@ -6,16 +6,13 @@ It can be lost: the next contact pins anew, and a drained host still carries its
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from llmctl.controller.ledger.jsonfile import JsonFile
 from llmctl.errors import IntegrityError
 from llmctl.wire import codec
 from llmctl.wire.records import Drained
@@ -60,6 +57,7 @@ class HostBook:
 
     def __init__(self, state_dir: str | Path, scope: str, *, warn: Callable[[str], None]) -> None:
         self.path = Path(state_dir) / FILE
+        self._file = JsonFile(self.path)
         self._scope = scope
         self._warn: Callable[[str], None] | None = warn
 
@@ -92,17 +90,14 @@ class HostBook:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
-            return dict(document["hosts"])
-        except FileNotFoundError:
-            return {}
+            return self._file.read("hosts")
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._tell(f"{self.path} can't be read ({error}); hosts are pinned anew")
             return {}
 
     def _change(self, name: str, how: Callable[[HostNote], HostNote]) -> None:
         try:
-            with self._locked():
+            with self._file.locked():
                 document = self._read()
                 scope = document.setdefault(self._scope, {})
                 note = how(self._notes().get(name, HostNote()))
@@ -110,33 +105,9 @@ class HostBook:
                     scope.pop(name, None)
                 else:
                     scope[name] = codec.encode(note)
-                self._write(document)
+                self._file.write("hosts", document)
         except OSError as error:
             self._tell(f"{self.path} can't be written ({error.strerror}); it is not remembered who {name} is")
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Held for a read and a write of a few kB: a short wait, whoever has it."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-    def _write(self, document: dict[str, Any]) -> None:
-        text = json.dumps({"schema": codec.SCHEMA, "hosts": document}, indent=1)
-        handle, beside = tempfile.mkstemp(prefix=FILE + ".", dir=self.path.parent)  # mode 0600
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(beside).replace(self.path)
-        except OSError:
-            Path(beside).unlink(missing_ok=True)
-            raise
 
     def _tell(self, message: str) -> None:
         warn, self._warn = self._warn, None

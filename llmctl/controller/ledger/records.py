@@ -37,6 +37,7 @@ class RunRecord:
         reason: one line: why it ended, or what is odd about it.
         job: the job as written; secrets are names in it.
         view: the last RunView (collect/view.py) as plain values, so that an ended run needs no host.
+        owed_stop: hosts that could not be told of a stop; they are at the next contact.
     """
 
     run_id: str
@@ -55,8 +56,9 @@ class RunRecord:
     updated_at: float = 0.0
     job: dict[str, Any] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=dict)
+    owed_stop: tuple[str, ...] = ()
 
     @property
     def settled(self) -> bool:
-        """Every node has ended: the hosts have nothing new to say."""
-        return self.exit_code is not None
+        """Every node has ended: the hosts have nothing new to say, and nothing to be told."""
+        return self.exit_code is not None and not self.owed_stop

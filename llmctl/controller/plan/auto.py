@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from llmctl.controller.config.models import JobFile
@@ -35,17 +35,21 @@ def planned_recipe(
     ranks: Mapping[str, int],
     facts: Mapping[str, HostFacts],
     vocabulary: int | None,
+    given: Given = Given(),  # noqa: B008 - frozen
+    local: Collection[str] = (),
 ) -> Planned:
     """`recipe` with its layout, and with the memory that a rank should need where that can be known.
 
     Args:
         ranks: how many on each host, in rank order.
         vocabulary: tokens of the corpus; None: it can't be read from here.
+        given: what was measured of the machines.
+        local: hosts that are this machine.
 
     Raises:
         ConfigError: the layout that the job asks for can't work. PreflightError: `auto`, and none can.
     """
-    fleet = probed_fleet(dict(ranks), dict(facts), Given())
+    fleet = probed_fleet(dict(ranks), dict(facts), given, local)
     question = Question(
         model=shape(recipe, vocabulary or USUAL_VOCABULARY),
         recipe=recipe,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from llmctl.controller.probe.facts import HostFacts
@@ -134,12 +135,19 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What a person measured and says; None: it is assumed. `flops`: per rank and second, reached."""
+    """What was measured, or what a person says; None: it is assumed.
+
+    Attributes:
+        between, latency: of a host's network, bytes per second and seconds.
+        flops: per rank and second, reached.
+        measured: where `between` comes from, if it was not a person who gave it.
+    """
 
     between: float | None = None
     inside: float | None = None
     latency: float | None = None
     flops: float | None = None
+    measured: str = ""
 
 
 def fake_fleet(text: str, given: Given) -> Fleet:
@@ -198,13 +206,30 @@ def cpu_device(cores: int, memory: int, ranks: int) -> Device:
     )
 
 
-def probed_fleet(ranks: dict[str, int], facts: dict[str, HostFacts], given: Given) -> Fleet:
-    """The hosts that answered. `ranks`: how many on each host, in rank order."""
+def probed_fleet(
+    ranks: dict[str, int], facts: dict[str, HostFacts], given: Given, local: Collection[str] = ()
+) -> Fleet:
+    """The hosts that answered.
+
+    Args:
+        ranks: how many on each host, in rank order.
+        local: those that are this machine: they share its memory, cores and GPUs.
+    """
     notes: list[str] = []
+    here = [host for host in ranks if host in local]
+    on_this_machine = sum(ranks[host] for host in here)
     machines = tuple(
-        Machine(host=host, ranks=count, device=_probed_device(facts[host], count, notes))
+        Machine(
+            host=host,
+            ranks=count,
+            device=_probed_device(facts[host], on_this_machine if host in here else count, notes),
+        )
         for host, count in ranks.items()
     )
+    if len(here) > 1:
+        notes.append(f"{', '.join(here)} are one machine: each rank has 1/{on_this_machine} of it")
+    if len(here) == len(machines) > 1 and given.between is None:
+        given = replace(given, between=min(machine.device.inside for machine in machines))
     return _fleet(machines, given, notes)
 
 
@@ -238,8 +263,11 @@ def _fleet(machines: tuple[Machine, ...], given: Given, notes: list[str]) -> Fle
     between = given.between or (0.125 * GB if is_cpu else 12.5 * GB)
     if given.between is None and len(machines) > 1:
         notes.append(
-            f"{between * 8 / GB:.0f} Gbit/s between hosts, assumed (--bandwidth says what is measured)"
+            f"{between * 8 / GB:.0f} Gbit/s between hosts, assumed (llmctl hosts map measures it, "
+            "--bandwidth says it)"
         )
+    if given.measured and len(machines) > 1:
+        notes.append(f"{between * 8 / GB:.1f} Gbit/s between hosts: {given.measured}")
     latency = given.latency or (200e-6 if is_cpu else 30e-6)
     links = Links(between=between, latency_inside=50e-6 if is_cpu else 10e-6, latency_between=latency)
     return Fleet(machines=machines, links=links, notes=tuple(notes))

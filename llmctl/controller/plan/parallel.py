@@ -13,8 +13,11 @@ SOME_TOKENS = 64
 """Stands for the vocabulary, which only the corpus knows: it is always padded to a multiple of this."""
 
 
-def layout_of(job: JobFile, recipe: RecipeSpec, site: Site) -> ParallelSpec | None:
+def layout_of(job: JobFile, recipe: RecipeSpec, site: Site, *, known: bool = True) -> ParallelSpec | None:
     """The layout that the job asks for; None: whole copies on all ranks, as without `parallel`.
+
+    Args:
+        known: the model is the decoder that the recipe describes.
 
     Raises:
         ConfigError: it can't work; with the reason and the nearest one that can.
@@ -29,11 +32,28 @@ def layout_of(job: JobFile, recipe: RecipeSpec, site: Site) -> ParallelSpec | No
             stage="plan",
         )
     spec = spec_of(section, site.world)
-    model = shape_of(recipe.model)
+    model = shape_of(recipe.model) if known else None
     found = refusal(spec, model, recipe, site)
     if found is not None:
         raise _refused(found, nearest(spec, model, recipe, site))
     return None if spec == ParallelSpec(dp_replicate=site.world) else spec
+
+
+def script_layout(job: JobFile, recipe: RecipeSpec, site: Site) -> ParallelSpec | None:
+    """The same for a model of the script's own, of whose shape nothing is known here.
+
+    Raises:
+        ConfigError: `auto`, or sizes that can't work whatever the model.
+    """
+    if job.parallel is None:
+        return None
+    if job.parallel.auto:
+        raise ConfigError(
+            "parallel: auto needs the model's shape, which only the script knows",
+            hint="write the sizes: parallel: {dp_shard: 2}",
+            stage="plan",
+        )
+    return layout_of(job, recipe, site, known=False)
 
 
 def spec_of(section: ParallelSection, world: int) -> ParallelSpec:

@@ -6,6 +6,7 @@ slightly different model. So this is asked before every attempt; `--allow-mismat
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ FIELDS = ("python", "torch", "cuda", "nccl", "driver", "code", "data", ENV)
 """What is compared, in the order in which it is told; also the words of --allow-mismatch."""
 
 MOST_PACKAGES = 4
+MADE = re.compile(r"/env/([0-9a-f]{64})/bin/python")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +130,12 @@ def _data(facts: HostFacts) -> str | None:
 
 
 def _environment(facts: HostFacts) -> str | None:
-    """A short name of the set of installed packages."""
+    """A short name of the set of installed packages: the environment's hash where `bootstrap` made it."""
     if facts.python is None or not facts.python.packages:
         return None
+    made = MADE.search(facts.python.executable)
+    if made:
+        return f"{len(facts.python.packages)} packages, {made[1][:12]}"
     return f"{len(facts.python.packages)} packages, {_digest(facts.python.packages)}"
 
 
@@ -151,11 +156,18 @@ def _without_echoes(found: list[Difference], facts: Mapping[str, HostFacts]) -> 
             kept.append(difference)
             continue
         packages = changed_packages(facts, skip_torch="torch" in told or "python" in told)
+        if not packages and not told & {"torch", "python"} and _same_machine(facts):
+            kept.append(_with_detail(difference, "the same versions from other files"))
         if packages:
             more = len(packages) - MOST_PACKAGES
             detail = ", ".join(packages[:MOST_PACKAGES]) + (f" and {more} more" if more > 0 else "")
             kept.append(_with_detail(difference, detail))
     return kept
+
+
+def _same_machine(facts: Mapping[str, HostFacts]) -> bool:
+    """Of one architecture: others get the same versions from other files, as they must."""
+    return len({known.machine for known in facts.values()}) == 1
 
 
 def _with_detail(difference: Difference, detail: str) -> Difference:

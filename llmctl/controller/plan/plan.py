@@ -9,10 +9,14 @@ from llmctl.controller.config.job import job_for_record
 from llmctl.controller.config.models import JobFile, LoraSection
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.auto import planned_recipe
+from llmctl.controller.plan.machines import Given
 from llmctl.controller.plan.network import interface, master_address, own_address
+from llmctl.controller.plan.parallel import script_layout
+from llmctl.controller.plan.refusals import Site
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
+from llmctl.wire.progress import WatchSpec
 from llmctl.wire.recipe import LoraSpec, ModelSpec, OptimizerSpec, RecipeSpec
 from llmctl.wire.specs import DataSource, LaunchSpec, NodeSpec, Peer
 
@@ -21,18 +25,26 @@ RECIPE_COMMAND = ("-m", "llmctl.worker.train")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What makes this start this one: chosen outside, so that planning stays pure."""
+    """What makes this start this one: chosen outside, so that planning stays pure.
+
+    `epoch` and `contact_s`: of its supervisor, as in NodeSpec.
+    """
 
     run_id: str
     attempt: int
     created_at: float
     agent: str
     tree: str | None
+    epoch: int = 0
+    contact_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One attempt of one run, node by node, in rank order. `layout_why`: the rule that chose the layout."""
+    """One attempt of one run, node by node, in rank order. `layout_why`: the rule that chose the layout.
+
+    `network_why`: what of a network map was used; empty: none.
+    """
 
     run_id: str
     attempt: int
@@ -42,6 +54,7 @@ class Plan:
     backend: str
     nodes: tuple[NodeSpec, ...]
     layout_why: str = ""
+    network_why: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -52,21 +65,29 @@ class Plan:
         nodes = len(self.nodes)
         parts = [f"{nodes} node{'s' * (nodes != 1)} x {ranks} rank{'s' * (ranks != '1')}", self.backend]
         recipe = self.nodes[0].recipe
-        if recipe is None:
+        if self.nodes[0].launch.command != RECIPE_COMMAND:
             parts.insert(0, "script " + self.nodes[0].launch.command[0])
-        else:
+        if recipe is not None and self.nodes[0].launch.command != RECIPE_COMMAND:
+            parts.insert(2, recipe.parallel.name if recipe.parallel else "ddp")
+            parts.append(f"batch {recipe.global_batch}")
+        elif recipe is not None:
             parts.insert(1, recipe.parallel.name if recipe.parallel else "ddp")
             parts.append(f"batch {recipe.global_batch} x {recipe.sequence_length} tokens")
         return " · ".join(parts)
 
 
 def plan_run(
-    config: RunConfig, facts: Mapping[str, HostFacts], identity: Identity, vocabulary: int | None = None
+    config: RunConfig,
+    facts: Mapping[str, HostFacts],
+    identity: Identity,
+    vocabulary: int | None = None,
+    given: Given = Given(),  # noqa: B008 - frozen
 ) -> Plan:
     """The plan of one attempt; every host is known to be fit (`preflight.job_problems` is empty).
 
     Args:
         vocabulary: tokens of the corpus, where it can be read from here.
+        given: what was measured of the machines.
 
     Raises:
         PreflightError: no address or no free port for the master, or more ranks than samples.
@@ -79,7 +100,7 @@ def plan_run(
         raise PreflightError("no free TCP port was found", host=first.host, stage="plan")
     peers = _peers(config.hosts, facts, master)
     world = sum(peer.nproc for peer in peers)
-    recipe, why = _recipe(config.job, peers, facts, vocabulary)
+    recipe, why = _recipe(config, peers, facts, vocabulary, given)
     nodes = tuple(
         _node(config, facts[host.name], host, peers, peer, identity, (master, port), backend, recipe)
         for host, peer in zip(config.hosts, peers, strict=True)
@@ -100,6 +121,11 @@ def plan_run(
 def ranks_of(host: Host, facts: HostFacts) -> int:
     """Ranks on one host: its slots, else its GPUs, else one."""
     return host.slots or len(facts.gpus) or 1
+
+
+def local_hosts(hosts: tuple[Host, ...]) -> frozenset[str]:
+    """Names of those that are this machine."""
+    return frozenset(host.name for host in hosts if host.is_local)
 
 
 def shared_threads(
@@ -186,7 +212,19 @@ def _node(
         recipe=recipe,
         job=job_for_record(job),
         grace_s=job.train.grace_s,
+        watch=watch_spec(job),
+        epoch=identity.epoch,
+        contact_s=identity.contact_s,
     )
+
+
+def watch_spec(job: JobFile) -> WatchSpec:
+    """`watch` of a job in wire form."""
+    text = job.watch.hang
+    seconds = {"auto": None, "off": 0.0}.get(text, 0.0)
+    if text not in ("auto", "off"):
+        seconds = float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
+    return WatchSpec(hang_s=seconds, policy=job.watch.policy, straggler=job.watch.straggler)
 
 
 def data_sources(job: JobFile) -> tuple[DataSource, ...]:
@@ -196,14 +234,28 @@ def data_sources(job: JobFile) -> tuple[DataSource, ...]:
 
 
 def _recipe(
-    job: JobFile, peers: tuple[Peer, ...], facts: Mapping[str, HostFacts], vocabulary: int | None
+    config: RunConfig,
+    peers: tuple[Peer, ...],
+    facts: Mapping[str, HostFacts],
+    vocabulary: int | None,
+    given: Given,
 ) -> tuple[RecipeSpec | None, str]:
-    """The recipe with the layout of all ranks, and why this one; (None, "") for a script."""
-    if job.train.script is not None:
-        return None, ""
+    """The recipe with the layout of all ranks, and why this one; (None, "") for a script without one."""
+    job = config.job
     ranks = {peer.host: peer.nproc for peer in peers}
-    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary)
+    if job.train.script is not None:
+        return _script_recipe(job, sum(ranks.values())), ""
+    local = local_hosts(config.hosts)
+    planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary, given, local)
     return planned.recipe, planned.why
+
+
+def _script_recipe(job: JobFile, world: int) -> RecipeSpec | None:
+    """What `worker.prepare` reads: settings of the training, its model aside."""
+    if not job.script_has_recipe:
+        return None
+    recipe = recipe_spec(job)
+    return replace(recipe, parallel=script_layout(job, recipe, Site(world=world)))
 
 
 def recipe_spec(job: JobFile) -> RecipeSpec:

@@ -38,6 +38,9 @@ def verdicts(host: Host, facts: HostFacts, job: JobFile | None = None) -> list[V
 
 def job_problems(host: Host, facts: HostFacts, job: JobFile) -> list[Verdict]:
     """Every reason against starting this job on this host; empty when it is fit."""
+    if facts.python is None and job.env.requirements and job.env.kind != "system" and not facts.workdir_error:
+        message = "the environment that the job asks for (env.requirements) is not there"
+        return [_problem(host, message, f"llmctl hosts bootstrap --limit {host.name}")]
     found = host_problems(host, facts, recipe=job.train.script is None)
     found += _gpu_problems(host, facts, job.train.backend)
     found += [verdict for verdict in _machine(host, facts, job) if verdict.level is Level.UNFIT]

@@ -94,6 +94,23 @@ class FoundPython:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundEnv:
+    """An environment that `hosts bootstrap` made for `request`. `usable`: its interpreter is still there.
+
+    `path` is its interpreter, `python` that one's version, `build` that of its torch.
+    """
+
+    request: str
+    hash: str
+    path: str
+    python: str
+    build: str
+    usable: bool
+    bytes: int = 0
+    packages: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProcess:
     """A process that holds GPU memory (bytes; None: the driver doesn't say). `run`: of which llmctl run."""
 
@@ -178,6 +195,8 @@ class Machine:
     firewall: Firewall = Firewall()
     drained: Drained | None = None
     data: tuple[str, ...] = ()
+    glibc: str = ""
+    envs: tuple[FoundEnv, ...] = ()
 
     def disk(self, path: str) -> Disk | None:
         """The file system below `path`, where it was looked at."""

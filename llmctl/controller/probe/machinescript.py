@@ -117,6 +117,11 @@ sec firewall; for t in nft iptables ufw firewall-cmd; do have $t && echo "tool $
 if [ "$ME" != root ]; then :
 elif have nft; then echo asked; within 3 nft list chains || echo unreadable
 elif have iptables; then echo asked; within 3 iptables -S INPUT || echo unreadable; fi 2>/dev/null
+sec libc; getconf GNU_LIBC_VERSION 2>/dev/null
+sec envs; for l in "$W"/env/by/*; do
+  [ -L "$l" ] && [ -r "$l/ready.json" ] || continue
+  one "${l##*/}" "$l/ready.json"; [ -x "$l/bin/python" ] && echo usable
+done
 sec pythons
 B=; for d in $(IFS=:; echo $PATH) "$HOME/.venv/bin" "$HOME/venv/bin" "$HOME/miniconda3/bin" \
   "$HOME/anaconda3/bin" /opt/conda/bin "$W"/env/*/bin; do

@@ -100,13 +100,15 @@ def machine(part: dict[str, str]) -> Machine:
         firewall=tools.firewall(text["firewall"]),
         drained=system.drained(text["drained"]),
         data=tuple(text["sums"].splitlines()),
+        glibc=text["libc"].removeprefix("glibc").strip(),
+        envs=tools.environments(text["envs"]),
     )
 
 
 _MACHINE_SECTIONS = (
     "identity", "resolves", "cpu", "meminfo", "cgroup", "limits", "disks", "inodes", "mounts", "links",
     "addresses", "fabric", "ibstat", "gpus", "gpuapps", "xid", "smi", "virt", "runtimes", "cuda", "firewall",
-    "pythons", "drained", "sums",
+    "pythons", "drained", "sums", "libc", "envs",
 )  # fmt: skip
 
 

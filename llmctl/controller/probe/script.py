@@ -47,6 +47,11 @@ done
 _TAIL = r"""
 sec python
 case $PY in "~/"*) PY=$HOME/${PY#??};; esac
+case $PY in
+  # By its own name: the link may lead to another environment tomorrow.
+  */env/by/*/bin/python) D=$(cd -P -- "${PY%/bin/python}" 2>/dev/null && pwd) && PY=$D/bin/python;;
+  python3) [ ! -x "$W/python/default" ] || PY=$W/python/default;;
+esac
 "$PY" -c "$5" "$TARGET" 2>&1
 """
 
@@ -133,7 +138,8 @@ found = addresses()
 src = source(target) if target else None
 print(json.dumps({"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
   "torch": torch, "cuda": cuda, "free_port": free_port(), "addresses": found,
-  "modules": [m for m in ("fsspec", "numpy", "tokenizers", "tensorboard", "safetensors") if u.find_spec(m)],
+  "modules": [m for m in ("fsspec", "numpy", "tokenizers", "tensorboard", "safetensors", "aiohttp",
+                          "jinja2") if u.find_spec(m)],
   "source": src, "hostname": socket.gethostname(), "packages": packages(),
   "venv": bool(u.find_spec("venv") and u.find_spec("ensurepip"))}))
 """

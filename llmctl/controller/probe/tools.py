@@ -6,7 +6,10 @@ import json
 import re
 
 from llmctl.controller.probe.lines import pairs
-from llmctl.controller.probe.machine import Firewall, FoundPython
+from llmctl.controller.probe.machine import Firewall, FoundEnv, FoundPython
+from llmctl.errors import IntegrityError
+from llmctl.wire import codec
+from llmctl.wire.environments import EnvReady
 
 
 def pythons(text: str) -> tuple[FoundPython, ...]:
@@ -38,6 +41,35 @@ def pythons(text: str) -> tuple[FoundPython, ...]:
             ),
         )
     return tuple(found.values())
+
+
+def environments(text: str) -> tuple[FoundEnv, ...]:
+    """`REQUEST<tab>{ready.json}` lines, each followed by `usable` where its interpreter is there."""
+    found = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        request, _, document = line.partition("\t")
+        try:
+            ready = codec.loads(EnvReady, document) if document else None
+        except IntegrityError:
+            ready = None
+        if ready is not None:
+            usable = lines[number + 1 : number + 2] == ["usable"]
+            found.append(_environment(request, ready, usable))
+    return tuple(found)
+
+
+def _environment(request: str, ready: EnvReady, usable: bool) -> FoundEnv:
+    return FoundEnv(
+        request=request,
+        hash=ready.hash,
+        path=ready.python,
+        python=ready.version,
+        build=ready.build,
+        usable=usable,
+        bytes=ready.bytes,
+        packages=len(ready.packages),
+    )
 
 
 def cuda(text: str) -> tuple[tuple[str, ...], str | None]:

@@ -62,6 +62,24 @@ class Stream(Protocol):
     ) -> None: ...
 
 
+class Pipe(Protocol):
+    """Bytes both ways to a TCP port that a host reaches: a socket, or a channel that is like one.
+
+    Errors are those of a socket: OSError, TimeoutError.
+    """
+
+    def recv(self, size: int, /) -> bytes:
+        """Up to `size` bytes; b"" at the end."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """All of `data`."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End one direction, as a socket's."""
+
+    def close(self) -> None: ...
+
+
 class Transport(Protocol):
     """An open way to one host. Thread-safe: several commands may run at once (at most 8 channels).
 
@@ -85,6 +103,9 @@ class Transport(Protocol):
 
     def open(self, argv: Sequence[str], *, stage: str, deadline_s: float = 15.0) -> Stream:
         """Start a command whose input and output are streamed; the deadline covers the start only."""
+
+    def forward(self, address: str, port: int, *, stage: str, deadline_s: float = 15.0) -> Pipe:
+        """Connect from the host to a TCP port, as `ssh -L` does. Raises RemoteCommandError for a refusal."""
 
     def close(self) -> None:
         """End the connection. Processes on the host that have their own session live on."""

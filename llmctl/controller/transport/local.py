@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -61,6 +62,15 @@ class LocalTransport:
             self._slots.release()
             raise
         return LocalStream(self._host, process, stage, self._slots.release)
+
+    def forward(self, address: str, port: int, *, stage: str, deadline_s: float = 15.0) -> socket.socket:
+        try:
+            found = socket.create_connection((address, port), timeout=deadline_s)
+        except OSError as error:
+            message = f"{address}:{port}: {error.strerror or 'no answer'}"
+            raise RemoteCommandError(message, host=self._host, stage=stage) from None
+        found.settimeout(None)
+        return found
 
     def close(self) -> None:
         self._closed = True

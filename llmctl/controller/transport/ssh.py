@@ -73,6 +73,21 @@ class SshTransport:
             raise
         return SshStream(self._host, channel, self._link, stage, self._slots.release)
 
+    def forward(self, address: str, port: int, *, stage: str, deadline_s: float = 15.0) -> paramiko.Channel:
+        """Not one of the eight: sshd counts only sessions."""
+        self._link.wire.limit(Deadline(deadline_s))
+        try:
+            channel = self._link.client.open_channel(
+                "direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=deadline_s
+            )
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            if not self._link.alive:
+                raise lost(self._link, self._host, stage) from None
+            message = f"{address}:{port} can't be reached from there: {error}"
+            raise RemoteCommandError(message, host=self._host, stage=stage) from None
+        channel.settimeout(None)
+        return channel
+
     def close(self) -> None:
         self._link.close()
 

@@ -10,6 +10,8 @@ from llmctl.wire.records import CleanReport
 KINDS = {
     "code": ("code tree", "code trees"),
     "agent": ("agent file", "agent files"),
+    "env": ("environment", "environments"),
+    "wheel": ("wheel", "wheels"),
     "cache": ("cache entry", "cache entries"),
     "run": ("run", "runs"),
 }

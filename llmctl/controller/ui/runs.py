@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -10,17 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from llmctl.controller.collect.view import Failure, NodeView, RunView
-from llmctl.controller.ui.format import age, duration, number, rate, steps
+from llmctl.controller.ui.format import age, duration, names, number, rate, steps
 from llmctl.controller.ui.plain import plain
 from llmctl.wire.states import NodeState, RunState
+from llmctl.wire.supervision import ENDED, AttemptNote
 
 STYLE = {
     "starting": "cyan",
     "running": "green",
     "lost-contact": "yellow",
+    "restarting": "yellow",
     "succeeded": "green",
     "failed": "red",
     "cancelled": "magenta",
+    "preempted": "magenta",
 }
 LAST_WORDS = 6
 """Lines of the failing rank's log that a verdict shows; `llmctl logs` has them all."""
@@ -31,6 +35,13 @@ def detail(view: RunView) -> RenderableType:
     parts: list[RenderableType] = [Text.assemble(*_headline(view)), _nodes_table(view)]
     if view.checkpoint_problem:
         parts.append(Text(plain(view.checkpoint_problem), style="yellow"))
+    told = [*view.stragglers, *([view.hang] if view.hang and not view.failures else [])]
+    if told:
+        parts.append(Text("\n".join(plain(line) for line in told), style="yellow"))
+    if view.supervision and len(view.supervision.attempts) > 1:
+        parts.append(Text("\n".join(attempt_lines(view.supervision.attempts))))
+    if view.supervision and view.note:
+        parts.append(Text(plain(view.note), style="yellow"))
     if view.failures:
         parts.append(Text("\n".join(failure_lines(view))))
     return Group(*parts)
@@ -44,17 +55,28 @@ def verdict_lines(view: RunView) -> list[str]:
         loss = f" · loss {number(view.loss)}" if view.loss is not None else ""
         kept = f" · checkpoint {view.checkpoint_step}" if view.checkpoint_step is not None else ""
         return [f"{view.run_id} succeeded{at} in {took}{loss}{kept}"]
-    if view.state is RunState.CANCELLED:
+    if view.state in (RunState.CANCELLED, RunState.PREEMPTED):
         at = f" at step {view.step}" if view.step is not None else ""
-        return [f"{view.run_id} was stopped{at}", *_unsettled(view)]
+        how = "stopped" if view.state is RunState.CANCELLED else "preempted"
+        kept = f" · checkpoint {view.checkpoint_step}" if view.checkpoint_step is not None else ""
+        return [f"{view.run_id} was {how}{at}{kept}", *_unsettled(view)]
     if view.state is RunState.FAILED:
         at = f", at step {view.step}" if view.step is not None else ""
         return [
             f"{view.run_id} failed in attempt {view.attempt}{at}",
+            *_supervisor_why(view),
             *failure_lines(view),
             *_unsettled(view),
         ]
     return [f"{view.run_id} is {view.state.value}: {view.note or 'not every host can be asked'}"]
+
+
+def _supervisor_why(view: RunView) -> list[str]:
+    """Why its supervisor formed no further attempt."""
+    told = view.supervision
+    return (
+        [f"no more attempts {plain(told.detail)}"] if told and told.phase == ENDED and view.failures else []
+    )
 
 
 def _unsettled(view: RunView) -> list[str]:
@@ -65,11 +87,26 @@ def _unsettled(view: RunView) -> list[str]:
     return lines + [f"{node.host} unknown ({node.error}): llmctl stop {view.run_id}" for node in unknown]
 
 
+def attempt_lines(attempts: Sequence[AttemptNote]) -> list[str]:
+    """One line per attempt: hosts, how far it came, how long it took, why it ended."""
+    lines = []
+    for one in attempts:
+        parts = [f"attempt {one.attempt}", one.state, "on " + names(list(one.hosts))]
+        if one.step is not None:
+            parts.append(f"to step {one.step}")
+        if one.ended_at is not None:
+            parts.append(f"in {duration(max(0.0, one.ended_at - one.started_at))}")
+        lines.append("  ".join(parts) + (f": {plain(one.reason)}" if one.reason else ""))
+    return lines
+
+
 def failure_lines(view: RunView) -> list[str]:
     """The first failure, what followed, the failing rank's last words, where to read on."""
+    if not view.failures:
+        return [f"why             {plain(view.note)}"] if view.note else []
     first, *then = view.failures
     lines = [f"first failure   {_failure(first)}  {_clock(first)}"]
-    if then:
+    if then and not view.hang:
         followed = " · ".join(f"{_failure(f)} +{f.at - first.at:.1f} s" for f in then)
         lines.append(f"then            {followed}")
     words = [words for line in first.log if (words := plain(line)).strip()][-LAST_WORDS:]
@@ -81,7 +118,8 @@ def failure_lines(view: RunView) -> list[str]:
 
 def _failure(failure: Failure) -> str:
     if failure.rank is None:
-        return f"{failure.host}: {failure.reason}"
+        hung = failure.reason.startswith("hang:")  # it names the host that holds the others up
+        return failure.reason if hung else f"{failure.host}: {failure.reason}"
     how = failure.rank.signal or f"exit {failure.rank.code}"
     return f"rank {failure.rank.rank} ({failure.host})  {how}"
 

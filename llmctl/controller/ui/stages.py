@@ -24,11 +24,20 @@ class Stage:
         self._counted = 0
         self._lock = threading.Lock()
 
+    def doing(self, what: str) -> None:
+        """What comes next, for the spinner."""
+        self._show(what)
+
     def add_bytes(self, _path: str, count: int) -> None:
         """Bytes that have arrived since the last call; the spinner shows the sum. Any thread may call."""
         with self._lock:
             self._bytes += count
             self._show(size(self._bytes))
+
+    def tell(self, host: str, doing: str) -> None:
+        """What a host does now. Any thread may call."""
+        with self._lock:
+            self._show(f"{host}: {doing}")
 
     def count(self, count: int, what: str) -> None:
         """The same for things that are no bytes."""

@@ -79,6 +79,7 @@ def plan_lines(plan: Plan) -> list[str]:
     """The plan as text: what would run where, in the words of the launch itself."""
     master = f"{plan.master_addr}:{plan.master_port}"
     lines = [f"{plan.run_id}  {plan.summary} · {plan.world_size} ranks · master {master}"]
+    lines += [f"network  {plan.network_why}"] if plan.network_why else []
     lines += data_lines(plan.nodes[0].corpora)
     for node in plan.nodes:
         launch = node.launch

@@ -30,9 +30,19 @@ LAUNCHER_LINES = 20
 class TrainingView:
     """A `Watcher` that shows a run. A context manager: leaving it freezes the last line in place."""
 
-    def __init__(self, screen: Screen, *, total: int | None, logs: bool, hosts: Sequence[str] = ()) -> None:
-        """`total`: steps, None where unknown; `logs`: show the ranks' lines; `hosts`: whom we wait for."""
+    def __init__(
+        self,
+        screen: Screen,
+        *,
+        total: int | None,
+        logs: bool,
+        hosts: Sequence[str] = (),
+        unit: str = "step",
+    ) -> None:
+        """`total`: steps, None where unknown; `logs`: show the ranks' lines; `hosts`: whom we wait for;
+        `unit`: what a step is called."""
         self._screen = screen
+        self._unit = unit
         self._total = total
         self._logs = logs
         self._last: dict[str, Any] = {}
@@ -42,7 +52,7 @@ class TrainingView:
         self._failed_hosts: set[str] = set()
         self._launcher: dict[str, deque[str]] = {}
         self._where = f" on {names(list(hosts))}" if hosts else ""
-        self._bar = _bar(screen, lambda: self._last) if screen.live else None
+        self._bar = _bar(screen, lambda: self._last, unit) if screen.live else None
         self._task = self._bar.add_task(f"starting{self._where} …", total=None) if self._bar else None
         self._waiting = True
 
@@ -77,7 +87,7 @@ class TrainingView:
             self._rank_failed.discard(host)
             self._failed_hosts.discard(host)
         elif event.kind == EventKind.RANK_STARTED and self._waiting:
-            self._describe(f"started{self._where}, no step yet …")
+            self._describe(f"started{self._where}, no {self._unit} yet …")
         elif event.kind == EventKind.RANK_EXITED and event.code:
             self._rank_failed.add(host)
             how = event.signal or f"exit {event.code}"
@@ -102,6 +112,10 @@ class TrainingView:
         if self._lost.pop(host, None) is not None:
             self._print(f"contact with {host} again", "green")
 
+    def news(self, text: str) -> None:
+        """What the run's supervisor does."""
+        self._print(text, "yellow")
+
     def tick(self) -> None:
         """The bar redraws itself; nothing to do."""
 
@@ -116,7 +130,9 @@ class TrainingView:
         last = line.get("step") == self._total
         if last or time.monotonic() - self._printed_at >= PLAIN_EVERY_S:
             self._printed_at = time.monotonic()
-            self._screen.say(f"step {steps(line.get('step'), self._total)} {summary(line, self._total)}")
+            self._screen.say(
+                f"{self._unit} {steps(line.get('step'), self._total)} {summary(line, self._total)}"
+            )
 
     def _describe(self, text: str) -> None:
         if self._bar and self._task is not None:
@@ -183,14 +199,15 @@ def _eta(line: dict[str, Any], total: int | None) -> float | None:
 class _Count(ProgressColumn):
     """`step 420/5000`, or what we wait for as long as there is no step."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__()
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
         if task.description:
             return Text(task.description, style="cyan", no_wrap=True, overflow="ellipsis")
         total = None if task.total is None else int(task.total)
-        return Text(f"step {steps(int(task.completed), total):>10}", no_wrap=True)
+        return Text(f"{self._unit} {steps(int(task.completed), total):>10}", no_wrap=True)
 
 
 class _Bar(BarColumn):
@@ -215,9 +232,9 @@ class _Summary(ProgressColumn):
         return Text(summary(self._last(), total), no_wrap=True, overflow="ellipsis")
 
 
-def _bar(screen: Screen, last: Callable[[], dict[str, Any]]) -> Progress:
+def _bar(screen: Screen, last: Callable[[], dict[str, Any]], unit: str) -> Progress:
     return Progress(
-        _Count(),
+        _Count(unit),
         _Bar(bar_width=16),
         _Summary(last),
         console=screen.err,

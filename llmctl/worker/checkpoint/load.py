@@ -53,16 +53,23 @@ def find_latest(session: Session, place: Place) -> Found | None:
     newest = max((step for rank_steps in told for step in rank_steps), default=None)
     if newest is None:
         return None
-    holders = tuple(rank for rank, rank_steps in enumerate(told) if newest in rank_steps)
     manifests: list[CheckpointManifest] = []
 
     def read() -> None:
-        if session.rank == holders[0]:
+        if newest in steps:
             manifests.append(read_marker(place.store, newest))
 
     session.together(read)
-    manifest = session.gather(manifests)[holders[0]][0]
+    markers = {rank: found[0] for rank, found in enumerate(session.gather(manifests)) if found}
+    manifest = max(markers.values(), key=lambda marker: marker.attempt)
+    holders = tuple(rank for rank, marker in markers.items() if _same_save(marker, manifest))
     return Found(step=newest, manifest=manifest, holders=session.host_leaders if place.shared else holders)
+
+
+def _same_save(one: CheckpointManifest, other: CheckpointManifest) -> bool:
+    """Whether two hosts' copies of a step hold the same state: a host that was away may have that step of
+    an attempt whose later steps the others never had."""
+    return (one.run_id, one.attempt) == (other.run_id, other.attempt)
 
 
 def restore(
@@ -88,7 +95,9 @@ def _check_files(place: Place, found: Found) -> None:
     name = checkpoint_name(found.step)
     try:
         if not place.uploads:
-            verify_files(place.store, name, found.manifest)
+            # DCP names the save in its metadata, so that each host's copy has hashes of its own.
+            manifest = found.manifest if place.shared else read_marker(place.store, found.step)
+            verify_files(place.store, name, manifest)
             return
         remote = entries_below(name, found.manifest)
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="fetch") as pool:

@@ -10,6 +10,7 @@ from llmctl.storage.retention import Retention
 from llmctl.wire.manifests import CheckpointManifest
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import NodeSpec
+from llmctl.worker.checkpoint.fence import CommitFence
 from llmctl.worker.checkpoint.place import Place
 from llmctl.worker.checkpoint.save import Saver, room_for_snapshot
 from llmctl.worker.checkpoint.snapshot import agreed_share
@@ -25,6 +26,7 @@ def open_saver(
     place: Place,
     metrics: Metrics,
     *,
+    run_dir: str,
     tensors: Mapping[str, Tensor],
     whole_copies: bool,
     start: int,
@@ -55,6 +57,7 @@ def open_saver(
         retention=Retention(keep=recipe.keep, keep_every=recipe.keep_every),
         extra_files=extra_files,
         verify_upload=recipe.verify_upload,
+        fence=CommitFence(run_dir, spec).check,
         say=metrics.note,
     )
     return Saver(

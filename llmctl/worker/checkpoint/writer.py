@@ -88,6 +88,7 @@ class Writer:
         template: the marker but for `step`, `created_at` and `files`.
         extra_files: small files that go into every checkpoint, such as the tokenizer.
         verify_upload: read every uploaded byte back before the checkpoint is committed.
+        fence: raises TransferError where this attempt may not write any more; asked before each commit.
         say: a line for people, such as why something is tried again.
     """
 
@@ -101,6 +102,7 @@ class Writer:
         extra_files: Mapping[str, bytes],
         start: int = 0,
         verify_upload: bool = True,
+        fence: Callable[[], None] | None = None,
         say: Callable[[str], None],
     ) -> None:
         self._session = session
@@ -111,6 +113,7 @@ class Writer:
         self._retention = retention
         self._extra_files = extra_files
         self._verify_upload = verify_upload
+        self._fence = fence
         self._say = say
         self._giving_up = threading.Event()
 
@@ -212,12 +215,18 @@ class Writer:
             if step <= self._start or step in self._own_steps:
                 continue
             try:
-                run_id = read_marker(store, step).run_id
+                found = read_marker(store, step)
             except NotFoundError:
                 continue  # pruned since the look: the others there will tell
-            if run_id != self._template.run_id:
+            if found.run_id == self._template.run_id and found.attempt > self._template.attempt:
                 raise ConfigError(
-                    f"{store.uri}: {run_id} saves there, too: checkpoint {step} is its own",
+                    f"{store.uri}: attempt {found.attempt} of this run saves there now",
+                    hint=f"attempt {self._template.attempt} is over; nothing is lost",
+                    stage=STAGE,
+                )
+            if found.run_id != self._template.run_id:
+                raise ConfigError(
+                    f"{store.uri}: {found.run_id} saves there, too: checkpoint {step} is its own",
                     hint="give every run a checkpoint.uri of its own",
                     stage=STAGE,
                 )
@@ -277,6 +286,8 @@ class Writer:
     def _commit(self, temporary: str, manifest: CheckpointManifest) -> None:
         if not self._place.commits(self._session):
             return
+        if self._fence is not None:
+            self._fence()
         self._own_steps.add(manifest.step)
         publish(self._place.store, None if self._place.uploads else temporary, manifest)
         try:

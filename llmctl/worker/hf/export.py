@@ -59,7 +59,7 @@ def export_model(
     """
     kind = _dtype(dtype)
     store = _empty_place(uri, CONFIG_FILE, overwrite=overwrite)
-    files = _small_files(weights, str(kind).removeprefix("torch."))
+    files = small_files(weights, str(kind).removeprefix("torch."))
     planned = [
         Planned(name=their_name(name), dtype=kind, shape=shape)
         for name, shape in shapes(weights.config).items()
@@ -126,7 +126,7 @@ def split(tensors: Sequence[Planned], limit: int) -> dict[str, list[Planned]]:
     return {f"model-{i:05d}-of-{count:05d}.safetensors": group for i, group in enumerate(groups, start=1)}
 
 
-def _small_files(weights: Weights, dtype: str) -> dict[str, bytes]:
+def small_files(weights: Weights, dtype: str) -> dict[str, bytes]:
     """config.json, tokenizer and generation settings of the exported folder, by name."""
     carried = dict(weights.carried)
     base = json.loads(carried.pop(CONFIG_FILE)) if CONFIG_FILE in carried else None

@@ -54,6 +54,11 @@ class Embedding(nn.Embedding):
         """Nothing."""
 
 
+def wide(x: Tensor) -> Tensor:
+    """`x` in fp32; in fp64 where the model is, to tell rounding from mistakes."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, over the last axis, computed in fp32 whatever the autocast dtype."""
 
@@ -64,7 +69,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The weight too: FSDP gathers a bf16 copy of it where the forward pass is bf16.
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+        return F.rms_norm(wide(x), self.weight.shape, wide(self.weight), self.eps)
 
 
 def rope_rates(config: ModelConfig, device: torch.device | None) -> Tensor:
@@ -263,7 +268,7 @@ class Decoder(nn.Module):
         length = tokens.shape[1] * (1 if self.part.embeds else self.sequence_part[1])
         cos, sin = self._angles(start, start + length, tokens.device)
         noise = self._noise(samples)
-        x = self.embed(tokens).float() if self.part.embeds else tokens
+        x = wide(self.embed(tokens)) if self.part.embeds else tokens
         for name, block in self.layers.items():
             x = block(x, cos, sin, cache, int(name), noise)
         if cache is not None:

@@ -6,22 +6,23 @@ Two of them: whole copies (here), which every small job uses and which imports n
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
 from llmctl.errors import ConfigError
 from llmctl.wire.parallel import ParallelSpec
 from llmctl.wire.recipe import RecipeSpec
-from llmctl.worker.lora import add_adapters
-from llmctl.worker.model.config import ModelConfig
-from llmctl.worker.model.decoder import initialise, make_decoder
-from llmctl.worker.objective import Objective
-from llmctl.worker.parallel.blocks import prepare_blocks
+from llmctl.worker.objective import Loss
 from llmctl.worker.parallel.replicas import ReplicaGradients, broadcast
 from llmctl.worker.precision import MixedPrecision
 from llmctl.worker.session import Session
 from llmctl.worker.step import Gradients, PlainRunner, Runner
+
+if TYPE_CHECKING:  # importing the mesh costs a start that needs none half a second
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from llmctl.worker.parallel.architecture import Architecture
 
 
 class Layout(Protocol):
@@ -37,7 +38,15 @@ class Layout(Protocol):
     data_ranks: int
     counts: bool
 
-    def model(self, config: ModelConfig, recipe: RecipeSpec, precision: MixedPrecision) -> nn.Module:
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        """(pp, dp_replicate, dp_shard, tp); None for whole copies, which need none."""
+
+    @property
+    def loss_parallel(self) -> bool:
+        """Logits stay split over the vocabulary."""
+
+    def model(self, architecture: Architecture, recipe: RecipeSpec, precision: MixedPrecision) -> nn.Module:
         """This rank's part of the model with its first weights, the same model in every layout.
 
         Parameters have the full model's names; those that are shards are DTensors.
@@ -45,9 +54,6 @@ class Layout(Protocol):
 
     def align(self, model: nn.Module) -> None:
         """Make first weights equal bit by bit wherever ranks hold copies of the same ones."""
-
-    def objective(self, recipe: RecipeSpec) -> Objective:
-        """The loss as this rank computes it."""
 
     def gradients(self, model: nn.Module) -> Gradients:
         """Sums gradients over the ranks."""
@@ -58,7 +64,7 @@ class Layout(Protocol):
         recipe: RecipeSpec,
         gradients: Gradients,
         precision: MixedPrecision,
-        objective: Objective,
+        objective: Loss,
     ) -> Runner:
         """Runs forward and backward passes."""
 
@@ -87,6 +93,8 @@ class Replicas:
     """A whole model on every rank."""
 
     counts = True
+    mesh = None
+    loss_parallel = False
 
     def __init__(self, spec: ParallelSpec, session: Session) -> None:
         self.spec = spec
@@ -94,23 +102,13 @@ class Replicas:
         self.data_ranks = session.world
         self._session = session
 
-    def model(self, config: ModelConfig, recipe: RecipeSpec, precision: MixedPrecision) -> nn.Module:
-        """Allocated once, on the device where it stays."""
-        model = make_decoder(config, self._session.device)
-        if recipe.lora is not None:
-            add_adapters(model, recipe.lora)
-        if recipe.model.source is None or recipe.lora is not None:
-            initialise(model, recipe.seed, learning_only=recipe.lora is not None)
-        prepare_blocks(model, recipe, self._session.device)
-        return model
+    def model(self, architecture: Architecture, recipe: RecipeSpec, precision: MixedPrecision) -> nn.Module:
+        return architecture.whole(recipe, self._session.device)
 
     def align(self, model: nn.Module) -> None:
         """Rank 0's weights for all: another kind of processor may round the random numbers otherwise."""
         if self._session.world > 1:
             broadcast(model.parameters(), source=0)
-
-    def objective(self, recipe: RecipeSpec) -> Objective:
-        return Objective(recipe.aggregation)
 
     def gradients(self, model: nn.Module) -> Gradients:
         return ReplicaGradients(model.parameters(), world=self._session.world)
@@ -121,7 +119,7 @@ class Replicas:
         recipe: RecipeSpec,
         gradients: Gradients,
         precision: MixedPrecision,
-        objective: Objective,
+        objective: Loss,
     ) -> Runner:
         return PlainRunner(
             model=model,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
     Schedule1F1B,
@@ -23,8 +23,7 @@ from torch.distributed.pipelining.stage import _PipelineStageBase
 from llmctl.errors import ConfigError
 from llmctl.wire.parallel import ParallelSpec, micro_batches_per_step, schedule_fits
 from llmctl.wire.recipe import RecipeSpec
-from llmctl.worker.model.decoder import Decoder
-from llmctl.worker.objective import Objective
+from llmctl.worker.objective import Loss
 from llmctl.worker.precision import MixedPrecision
 from llmctl.worker.step import Batch, padding
 
@@ -40,11 +39,11 @@ class PipelineRunner:
     def __init__(
         self,
         *,
-        stages: list[Decoder],
+        stages: list[nn.Module],
         spec: ParallelSpec,
         group: dist.ProcessGroup,
         recipe: RecipeSpec,
-        objective: Objective,
+        objective: Loss,
         precision: MixedPrecision,
         device: torch.device,
     ) -> None:
@@ -57,10 +56,11 @@ class PipelineRunner:
                 hint="set recipe.micro_batch so that there are a multiple of pp",
                 stage="recipe",
             )
-        self._begins, self._ends = stages[0].part.embeds, stages[-1].part.scores
         for stage in stages:
             _autocast_forward(stage, precision)
         place = dist.get_rank(group)
+        self._begins = place == 0
+        self._ends = place + (len(stages) - 1) * spec.pp == spec.stages - 1
         pieces: list[_PipelineStageBase] = [
             PipelineStage(stage, place + number * spec.pp, spec.stages, device, group=group)
             for number, stage in enumerate(stages)
@@ -80,7 +80,7 @@ class PipelineRunner:
 
 
 def _schedule(
-    spec: ParallelSpec, pieces: list[_PipelineStageBase], count: int, objective: Objective
+    spec: ParallelSpec, pieces: list[_PipelineStageBase], count: int, objective: Loss
 ) -> _PipelineSchedule:
     """The schedule by name. `scale_grads` would divide by the number of micro-batches; ours are sums."""
     if spec.schedule == "interleaved":
@@ -105,7 +105,7 @@ def _fill_up(batch: Batch, samples: int) -> Batch:
     )
 
 
-def _autocast_forward(stage: Decoder, precision: MixedPrecision) -> None:
+def _autocast_forward(stage: nn.Module, precision: MixedPrecision) -> None:
     """Autocast around the forward pass alone: the schedule runs backward passes in between."""
     if not precision.bf16:
         return
@@ -113,6 +113,7 @@ def _autocast_forward(stage: Decoder, precision: MixedPrecision) -> None:
 
     def forward(*arguments: Any, **more: Any) -> Tensor:
         with precision.autocast():
-            return plain(*arguments, **more)
+            result: Tensor = plain(*arguments, **more)
+            return result
 
-    stage.forward = forward  # type: ignore[method-assign]
+    stage.forward = forward

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from llmctl.worker.model.decoder import Decoder
 
-
-def shard_parameters(model: Decoder, mesh: DeviceMesh, *, bf16: bool, keep: bool) -> None:
-    """Shard every block and what is left of `model` over the last dimension of `mesh`, in place.
+def shard_parameters(
+    model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep: bool
+) -> None:
+    """Shard each of `blocks` and what is left of `model` over the last dimension of `mesh`, in place.
 
     Gradients are summed, not averaged, and in fp32. Inputs are not cast: autocast does that, so that norms
     and the residual stream are fp32 as in any other layout.
@@ -26,7 +28,7 @@ def shard_parameters(model: Decoder, mesh: DeviceMesh, *, bf16: bool, keep: bool
     """
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     half = replace(whole, param_dtype=torch.bfloat16) if bf16 else whole
-    for block in model.layers.values():
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=half, reshard_after_forward=not keep)
     fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=not keep)
     for module in model.modules():

@@ -7,6 +7,8 @@ seen a part only, and over the two ends of a pipeline for an embedding that is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,7 +18,6 @@ from torch.distributed.tensor import DTensor
 from llmctl.wire.parallel import ParallelSpec
 from llmctl.worker.optim import local
 from llmctl.worker.parallel.replicas import ReplicaGradients
-from llmctl.worker.parallel.tensor import is_partial
 
 TIED = "embed.weight"
 
@@ -27,6 +28,7 @@ class MeshGradients:
     Args:
         named: this rank's parameters by the full model's names.
         tied: group of the two ranks that share a tied embedding; None where it is not shared.
+        is_partial: whether each tp rank has only its share of the gradient of the plain parameter so named.
     """
 
     def __init__(
@@ -35,12 +37,13 @@ class MeshGradients:
         mesh: DeviceMesh,
         spec: ParallelSpec,
         tied: dist.ProcessGroup | None,
+        is_partial: Callable[[str], bool],
     ) -> None:
         self._mesh = mesh
         self._spec = spec
         self._named = {name: p for name, p in named.items() if p.requires_grad}
         self._partial = [
-            p for name, p in self._named.items() if _is_plain_on(p, "tp") and is_partial(name, spec)
+            p for name, p in self._named.items() if spec.tp > 1 and _is_plain_on(p, "tp") and is_partial(name)
         ]
         self._tied_group = tied
         self._tied = self._named.get(TIED) if tied is not None else None

@@ -94,11 +94,3 @@ def _gather(between: Placement, *, inputs: int) -> PrepareModuleInput:
     """The first of a module's inputs becomes whole, the others stay what they are."""
     rest = (None,) * (inputs - 1)
     return PrepareModuleInput(input_layouts=(between, *rest), desired_input_layouts=(Replicate(), *rest))
-
-
-def is_partial(name: str, spec: ParallelSpec) -> bool:
-    """Whether each tp rank has only its own share of the gradient of the plain parameter `name`: norms of
-    single heads see their rank's heads, all other norms their rank's positions."""
-    if spec.tp == 1:
-        return False
-    return spec.sequence_parallel or name.endswith(("q_norm.weight", "k_norm.weight"))

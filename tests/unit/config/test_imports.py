@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.controller.config.checking import check_document
+from llmctl.controller.config.fields import ADDR, HOST_NAME
 from llmctl.controller.config.imports import import_file, import_hostfile, import_ssh_config, render_hosts
-from llmctl.controller.config.models import ADDR, HOST_NAME, HostEntry, HostsFile
+from llmctl.controller.config.models import HostEntry, HostsFile
 from llmctl.controller.config.yamlfile import parse_yaml
 from llmctl.errors import ConfigError
 

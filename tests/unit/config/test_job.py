@@ -256,10 +256,11 @@ def test_a_script_needs_code(tree: Path) -> None:
         run_config(script_job(code={"path": "nope"}), tree)
 
 
-def test_recipe_settings_beside_a_script_are_noted(tree: Path) -> None:
-    """Settings without effect are said aloud, once."""
-    config = run_config(script_job(recipe={"steps": 5}), tree)
-    assert config.notes == ("`recipe` is ignored: `train.script` is set",)
+def test_a_script_may_have_a_recipe(tree: Path) -> None:
+    """A script that trains by `worker.prepare` is given settings; one that names none is not."""
+    assert run_config(script_job(recipe={"steps": 5}), tree).job.script_has_recipe
+    assert run_config(script_job(parallel={"tp": 2}), tree).job.script_has_recipe
+    assert not run_config(script_job(), tree).job.script_has_recipe
 
 
 def test_relative_uris_become_absolute(tmp_path: Path) -> None:

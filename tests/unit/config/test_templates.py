@@ -62,7 +62,7 @@ def test_an_unknown_template_names_the_known(tmp_path: Path) -> None:
     """A wrong name is answered with the right ones."""
     with pytest.raises(ConfigError) as caught:
         lay_down("recipee", tmp_path)
-    assert "recipe, script, demo" in str(caught.value.hint)
+    assert "recipe, script, text, image, speech, demo" in str(caught.value.hint)
 
 
 def test_the_job_can_name_every_size() -> None:

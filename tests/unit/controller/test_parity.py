@@ -81,6 +81,21 @@ def test_packages_that_differ_are_named() -> None:
     assert "(numpy, tokenizers)" in found.message
 
 
+def test_an_environment_of_bootstrap_is_compared_by_its_hash() -> None:
+    """The same versions from other files are told on one kind of machine; other kinds need other files."""
+    made = {
+        name: one(name, executable=f"/w/env/{hash_ * 64}/bin/python")
+        for name, hash_ in zip("abc", "eef", strict=True)
+    }
+    (found,) = differences(made)
+    assert found.what == "env"
+    assert found.message == (
+        "env differs: c has 3 packages, ffffffffffff; the others 3 packages, eeeeeeeeeeee"
+        " (the same versions from other files)"
+    )
+    assert differences({**made, "c": dataclasses.replace(made["c"], machine="aarch64")}) == []
+
+
 def test_torchs_own_companions_are_no_second_difference() -> None:
     """Another torch brings other nvidia wheels: one cause is told once."""
     odd = ("fsspec 2026.9", "numpy 2.4.6", "nvidia-nccl-cu12 2.27", "torch 2.12.1", "triton 3")

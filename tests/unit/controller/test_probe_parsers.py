@@ -9,6 +9,9 @@ import pytest
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.probe.gpus import nvidia
 from llmctl.controller.probe.parsers import disk_free, parse, sections
+from llmctl.controller.probe.tools import environments
+from llmctl.wire import codec
+from llmctl.wire.environments import EnvReady
 
 DATA = Path(__file__).parents[2] / "hostdata"
 
@@ -82,3 +85,17 @@ def test_a_gpu_name_is_kept_as_it_is() -> None:
     """Unknown memory (`[N/A]`, as on some integrated GPUs) is 0, the GPU still counts."""
     (gpu,) = nvidia("0, NVIDIA GB10, [N/A], 580.95.05")
     assert (gpu.model, gpu.memory) == ("NVIDIA GB10", 0)
+
+
+def test_environments_are_told_by_their_request_and_a_gone_interpreter_is_seen() -> None:
+    """`usable` belongs to the line before it; a ready.json that can't be read is no environment."""
+    ready = EnvReady(
+        hash="e" * 64, request="r", python="/w/env/e/bin/python", base="/usr/bin/python3", version="3.12.3",
+        build="cpu", packages=("torch 2.13.0",), created=1.0,
+    )  # fmt: skip
+    line = codec.dumps(ready)
+    found = environments(f"one\t{line}\nusable\ntwo\t{line}\nthree\t{{broken\nusable\n")
+    assert [(env.request, env.usable, env.python, env.build) for env in found] == [
+        ("one", True, "3.12.3", "cpu"),
+        ("two", False, "3.12.3", "cpu"),
+    ]

@@ -120,3 +120,19 @@ def test_links_are_removed_not_followed(work: Path, tmp_path_factory: pytest.Tem
 def test_an_empty_or_missing_workdir_is_fine(tmp_path: Path) -> None:
     """A host that never had a run has nothing to remove."""
     assert clean(str(tmp_path / "none"), CleanRequest(older_than_s=0.0)) == CleanReport()
+
+
+def test_environments_and_wheels_go_by_age_and_links_stay(work: Path) -> None:
+    """An environment's age is that of its ready.json; one that no young run uses goes, links stay."""
+    old, new = "a" * 64, "b" * 64
+    for name in (old, new):
+        (work / "env" / name / "bin").mkdir(parents=True)
+        (work / "env" / name / "ready.json").write_text("{}")
+    (work / "env" / "by").mkdir()
+    (work / "env" / "by" / "request").symlink_to(f"../{old}")
+    (work / "wheels" / ("c" * 64)).mkdir(parents=True)
+    (work / "wheels" / ("c" * 64) / "x.whl").write_bytes(b"x")
+    aged(work / "env" / old)
+    aged(work / "wheels")
+    assert {(item.kind, item.name) for item in swept(work).items} == {("env", old), ("wheel", "c" * 64)}
+    assert sorted(path.name for path in (work / "env").iterdir()) == [new, "by"]

@@ -86,7 +86,7 @@ def test_the_job_wins_over_the_host_and_the_contract_over_the_job() -> None:
     found = env(spec(env=own), {"PATH": "/bin"}, WORD="s")
     assert (found["PATH"], found["OMP_NUM_THREADS"], found["WORD"]) == ("/mine", "2", "s")
     assert found[environment.RUN_ID] == "demo-0a1b"
-    assert found["PYTHONPATH"] == "/lib:/w/agent/abc"
+    assert found["PYTHONPATH"] == "/w/agent/abc/llmctl/worker/startup:/lib:/w/agent/abc"
 
 
 @pytest.mark.parametrize(("nproc", "threads"), [(1, "16"), (4, "4"), (6, "2")])
@@ -112,7 +112,12 @@ def test_every_documented_name_is_given_or_optional() -> None:
     """A rank finds every name of wire/environment.py that the agent is to set."""
     mix = (DataSource(uri="/a", weight=2.0), DataSource(uri="s3://b/c"))
     found = set(launch.contract(spec(data_uri="file:///d"))) | set(launch.contract(spec(data_mix=mix)))
-    assert set(environment.MEANING) - found <= {environment.BACKEND, environment.STORES}
+    assert set(environment.MEANING) - found <= {
+        environment.BACKEND,
+        environment.STORES,
+        environment.INFER_TOKEN,
+        environment.INFER_API_KEY,
+    }
 
 
 def test_a_direct_rank_is_told_its_place() -> None:

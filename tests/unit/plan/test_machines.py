@@ -76,6 +76,19 @@ def test_a_driver_name_finds_its_device(model: str, expected: str) -> None:
     assert device.memory == 12345
 
 
+def test_local_hosts_are_shares_of_one_machine() -> None:
+    """Two `local` hosts have this machine's cores and memory once, and no network between them."""
+    known = {"a": facts("a"), "b": facts("b")}
+    apart = probed_fleet({"a": 1, "b": 1}, known, NOTHING)
+    shared = probed_fleet({"a": 1, "b": 1}, known, NOTHING, local={"a", "b"})
+    assert shared.slowest.memory == apart.slowest.memory // 2
+    assert shared.slowest.fp32 == apart.slowest.fp32 / 2
+    assert shared.links.between == shared.slowest.inside
+    assert any("one machine" in note for note in shared.notes)
+    mixed = probed_fleet({"a": 1, "b": 1}, known, NOTHING, local={"a"})
+    assert mixed.slowest.memory == apart.slowest.memory
+
+
 def test_a_gpu_that_nobody_knows_is_assumed_aloud() -> None:
     """An unknown model is planned with, and a note says so."""
     host = replace(facts("a"), gpus=(Gpu(index=0, model="Frobnicator 9", memory=10**10, driver="1"),))

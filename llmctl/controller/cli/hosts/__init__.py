@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import typer
 
-from llmctl.controller.cli.hosts import check, clean, drain, execute, facts, imports, listing, trust
+from llmctl.controller.cli.hosts import (
+    bootstrap,
+    check,
+    clean,
+    drain,
+    execute,
+    facts,
+    imports,
+    listing,
+    netmap,
+    trust,
+)
 
 hosts_app = typer.Typer(
-    help="The machines: list, check, facts, trust, exec, drain, clean, import.", no_args_is_help=True
+    help="The machines: list, check, bootstrap, map, facts, trust, exec, drain, clean, import.",
+    no_args_is_help=True,
 )
 
 
 def register(app: typer.Typer) -> None:
-    for verb in (listing, check, facts, trust, execute, drain, clean, imports):
+    for verb in (listing, check, bootstrap, netmap, facts, trust, execute, drain, clean, imports):
         verb.register(hosts_app)
     app.add_typer(hosts_app, name="hosts")

@@ -47,7 +47,7 @@ def clean(
     hosts: HostsOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Remove old code trees, agent archives and cached data; never what a live run needs.
+    """Remove old code trees, environments, agent archives and cached data; never what a live run needs.
 
     Ended runs stay unless --runs is given: what was not pulled is lost with them.
     """
@@ -70,13 +70,13 @@ def clean(
         raise HostErrors(errors)
 
 
-def parse_age(text: str) -> float:
+def parse_age(text: str, flag: str = "--older-than") -> float:
     """Seconds of `90s`, `30m`, `12h`, `7d`, `4w`. Raises ConfigError."""
     from llmctl.errors import ConfigError
 
     match = re.fullmatch(r"(\d{1,6})([smhdw])", text.strip())
     if match is None:
-        raise ConfigError(f"--older-than {text!r} is not an age", hint="write it as 12h, 7d or 4w")
+        raise ConfigError(f"{flag} {text!r} is not an age", hint="write it as 12h, 7d or 4w")
     return float(int(match[1]) * UNITS[match[2]])
 
 

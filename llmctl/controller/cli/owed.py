@@ -1,0 +1,44 @@
+"""A stop that could not be delivered: the ledger keeps it, and the next contact with the host delivers it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmctl.controller.cli.session import Session
+    from llmctl.controller.collect.view import RunView
+    from llmctl.controller.config.types import Host
+
+REASON = "stop requested while this host could not be reached"
+GRACE_S = 10.0
+
+
+def owe(session: Session, run_id: str, names: Sequence[str]) -> None:
+    """Remember which hosts have not heard of the stop; none: it is known everywhere."""
+    session.ledger.update(run_id, owed_stop=tuple(names))
+
+
+def deliver(session: Session, view: RunView, hosts: Sequence[Host]) -> None:
+    """Stop `view`'s run on hosts that answer again and were owed it. What can't be done now stays owed."""
+    record = session.ledger.get(view.run_id)
+    if record is None or not record.owed_stop:
+        return
+    from llmctl.controller.execute.stop import stop
+    from llmctl.controller.ui.stopping import report_line
+    from llmctl.errors import LlmctlError
+    from llmctl.wire.records import StopRequest
+
+    answering = {node.host for node in view.nodes if node.state is not None or node.missing}
+    due = [host for host in hosts if host.name in record.owed_stop and host.name in answering]
+    if not due:
+        return
+    request = StopRequest(grace_s=GRACE_S, reason=REASON)
+    reports = stop(session.connect(hosts), due, session.archive, view.run_id, request)
+    told = {name: one for name, one in reports.items() if not isinstance(one, LlmctlError)}
+    for name, report in told.items():
+        session.screen.warn(
+            f"{view.run_id}: the stop that {name} had not heard of: {report_line(name, report)}"
+        )
+    clean = {name for name, report in told.items() if not report.left}
+    owe(session, view.run_id, [name for name in record.owed_stop if name not in clean])

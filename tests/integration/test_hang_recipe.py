@@ -1,0 +1,97 @@
+"""The recipe on two hosts, one of which is slow and then stands still: both are seen and named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.cluster import Cluster, until
+
+pytestmark = pytest.mark.torch
+
+# In the first attempt rank 1 works 0.3 s longer in each step, and never comes back from step 40.
+FAULT = """
+import os, time
+from importlib import abc, machinery, util
+import sys
+
+def stuck_in_a_lock():
+    while True:
+        time.sleep(1)
+
+def spoil(step):
+    run, count = step.PlainRunner.run, [0]
+    def slow(self, batch):
+        count[0] += 1
+        time.sleep(0.3)
+        if count[0] == 40:
+            stuck_in_a_lock()
+        return run(self, batch)
+    step.PlainRunner.run = slow
+
+class Loader(abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != "llmctl.worker.step":
+            return None
+        sys.meta_path.remove(self)
+        spec = util.find_spec(name)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            spoil(module)
+        spec.loader.exec_module = exec_module
+        return spec
+
+if os.environ.get("RANK") == "1" and os.environ["LLMCTL_ATTEMPT"] == "1":
+    sys.meta_path.insert(0, Loader())
+"""
+
+
+def test_a_slow_host_and_its_hang_are_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    """`status` names the slow host with numbers; the hang's reason names its rank and line; the next attempt
+    goes on from the checkpoint to the end."""
+    cluster = Cluster(folder=tmp_path / "c")
+    text, faults = cluster.folder / "text", cluster.folder / "faults"
+    for folder in (text, faults):
+        folder.mkdir()
+    (text / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 400)
+    (faults / "sitecustomize.py").write_text(FAULT)
+    cluster.run("data", "shard", "text", "shards", "--workers", "1")
+    model = {"size": "tiny", "layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn_dim": 64}
+    small = {"model": model, "steps": 45, "global_batch": 4, "micro_batch": 2, "sequence_length": 32}
+    cluster.write_job(
+        data={"uri": "shards"},
+        recipe={**small, "tensorboard": False, "precision": "fp32"},
+        checkpoint={"every": 20},
+        env={"set": {"PYTHONPATH": str(faults)}},
+        train={"launcher": "direct"},
+        watch={"hang": "10s"},
+        restarts={"max": 1, "backoff_s": 0},
+    )
+    run = cluster.start()
+    slow = until(lambda: _stragglers(cluster, run), within=120, what="the slow host is named")
+    assert re.match(r"b is slow: 0\.[3-9]\d s of its own per step \(rank 1\)", slow[0]), slow
+    cluster.run("wait", run, timeout=200)
+    told = until(lambda: _told(cluster, run), what="the supervisor tells its verdict")
+    first, second = told["attempts"]
+    assert re.match(
+        r"hang: no step for \d+ s; rank 1 \(b\) at .*stuck_in_a_lock holds the others up", first["reason"]
+    )
+    assert (first["checkpoint_step"], second["step"]) == (20, 45)
+    for rank, name in enumerate("ab"):
+        stack = (cluster.run_dir(name, run) / f"attempt-1/stack-{rank}.txt").read_text()
+        assert "llmctl/worker" in stack
+    until(lambda: not cluster.processes(run), what="all gone")
+
+
+def _stragglers(cluster: Cluster, run: str) -> list[str]:
+    return list(cluster.json("status", run)["run"]["stragglers"])
+
+
+def _told(cluster: Cluster, run: str) -> dict[str, Any] | None:
+    """What the supervisor tells; it does so a moment after the ranks of the last attempt have ended."""
+    told: dict[str, Any] = cluster.json("status", run, "--all")["run"]["supervision"]
+    return told if told["phase"] == "ended" else None
