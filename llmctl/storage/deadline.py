@@ -39,29 +39,27 @@ class Budget:
     """The time of one call.
 
     Args:
-        deadline_s: for all of it, whatever moves.
-        stall_s: without a beat, from the start on.
-        began, last: when it began, and when something moved last, where there was a try before (monotonic).
+        deadline_s: for all of it.
+        stall_s: between two beats, once there was one.
     """
 
-    def __init__(
-        self, deadline_s: float, stall_s: float, began: float | None = None, last: float | None = None
-    ) -> None:
-        began = time.monotonic() if began is None else began
-        self.last = began if last is None else last
-        self._deadline_s, self._stall_s = deadline_s, stall_s
-        self._end = began + deadline_s
+    def __init__(self, deadline_s: float, stall_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._end = time.monotonic() + deadline_s
+        self._stall_s = min(stall_s, deadline_s)
+        self._last: float | None = None
         self._abandoned = False
         self._cancel: Callable[[], object] | None = None
 
     def left(self) -> float:
-        """Seconds until the caller gives up, if nothing moves."""
-        return min(self._end, self.last + self._stall_s) - time.monotonic()
+        """Seconds until the caller gives up."""
+        end = self._end if self._last is None else min(self._end, self._last + self._stall_s)
+        return end - time.monotonic()
 
     @property
     def limit_s(self) -> float:
         """What `left` counts down from."""
-        return self._deadline_s if self._end < self.last + self._stall_s else self._stall_s
+        return self._deadline_s if self._last is None else self._stall_s
 
     def beat(self) -> None:
         """Something moved.
@@ -70,7 +68,7 @@ class Budget:
             AbandonedError: nobody waits for this call any more.
         """
         self.check()
-        self.last = time.monotonic()
+        self._last = time.monotonic()
 
     def check(self) -> None:
         """Nothing moved, but is somebody still waiting?
@@ -124,7 +122,22 @@ def call(
         DeadlineError: it took longer than `deadline_s` seconds, or nothing moved for `stall_s`.
         NotFoundError, TransferError: it failed.
     """
-    return _within(Budget(deadline_s, deadline_s if stall_s is None else stall_s), function, action, where)
+    own = Budget(deadline_s, deadline_s if stall_s is None else stall_s)
+    future: Future[T] = Future()
+    name = f"llmctl-{action}"
+    threading.Thread(target=_run, args=(future, function, own), name=name, daemon=True).start()
+    while not future.done():
+        left = own.left()
+        if left <= 0:
+            own.abandon()
+            raise _late(action, where, own.limit_s)
+        wait([future], timeout=min(left, _LOOK_S))  # a beat in between may bring the end nearer
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, Exception):
+        raise explain(error, action, where) from error
+    raise error
 
 
 def persist(
@@ -139,50 +152,30 @@ def persist(
 ) -> T:
     """`call`, made again after a growing, random pause where `passing` says that the failure may pass.
 
-    All tries together have `deadline_s`, and `stall_s` in which nothing moves: a try that fails moves nothing
-    by that. `function` must bear being repeated after an unclear end.
+    All tries together have `deadline_s`. `function` must bear being repeated after an unclear end.
 
     Raises:
         DeadlineError: no answer in time; names the failure before it where there was one.
         NotFoundError, TransferError: the last failure.
     """
-    began = moved = time.monotonic()
+    end = time.monotonic() + deadline_s
     last: LlmctlError | None = None
     for turn in range(tries):
-        own = Budget(deadline_s, stall_s, began, moved)
         try:
-            return _within(own, function, action, where)
+            left = max(0.0, end - time.monotonic())
+            return call(function, action=action, where=where, deadline_s=left, stall_s=stall_s)
         except DeadlineError:
             if last is None:
                 raise
-            raise _late(action, where, own.limit_s, last) from last
+            raise _late(action, where, deadline_s, last) from last
         except LlmctlError as error:
             if error.__cause__ is None or turn + 1 == tries or not passing(error.__cause__):
                 raise
             last = error
-        moved = own.last
         # Jitter, so that many ranks do not come back at the same moment.
         pause = min(_FIRST_PAUSE_S * 2.0**turn, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311
-        time.sleep(max(0.0, min(pause, own.left())))
+        time.sleep(max(0.0, min(pause, end - time.monotonic())))
     raise AssertionError("the last try returns or raises")
-
-
-def _within(own: Budget, function: Callable[[], T], action: str, where: str) -> T:
-    future: Future[T] = Future()
-    name = f"llmctl-{action}"
-    threading.Thread(target=_run, args=(future, function, own), name=name, daemon=True).start()
-    while not future.done():
-        left = own.left()
-        if left <= 0:
-            own.abandon()
-            raise _late(action, where, own.limit_s)
-        wait([future], timeout=min(left, _LOOK_S))  # a beat in between moves the end
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, Exception):
-        raise explain(error, action, where) from error
-    raise error
 
 
 def _late(action: str, where: str, limit_s: float, last: LlmctlError | None = None) -> DeadlineError:

@@ -28,8 +28,8 @@ from llmctl.wire.manifests import FileEntry
 
 T = TypeVar("T")
 
-SLOWEST = 16 << 10
-"""Bytes per second below which even a transfer that moves is given up; one that stalls is so much earlier."""
+SLOWEST = 1 << 20
+"""Bytes per second below which a transfer counts as stalled; added to the deadline by size."""
 
 _DISCARD_S = 10.0
 
@@ -300,8 +300,7 @@ class RemoteStore:
         tries: int | None = None,
         deadline_s: float | None = None,
     ) -> T:
-        """`function` under the deadline of a request that moves `size` bytes: one of progress, and a generous
-        one for the whole."""
+        """`function` under the deadline of a request that moves `size` bytes."""
         found = persist(
             function,
             action=action,
