@@ -3,7 +3,7 @@
     sudo python tests/bench/bench_hosts.py [--hosts 4] [--names 32] [--runs 5] [--ansible /path/to/ansible]
 
 Needs root: the hosts are namespaces of this machine, whose cores do the work of all of them. `--names` are
-endpoints, each an alias of one of the hosts. `--bootstrap` adds a second `hosts bootstrap`, with nothing to do.
+endpoints, each an alias of a host. `--bootstrap` adds a second `hosts bootstrap`, with nothing to do.
 """
 
 from __future__ import annotations
