@@ -52,6 +52,10 @@ def test_ranks_run_inside_and_everything_else_finds_them(tmp_path: Path, lab: La
     assert "not pulled" not in cluster.run("pull", run).stderr
 
     waiting = cluster.start("--", "wait")
-    until(lambda: cluster.run("logs", waiting).stdout.count("sum 2.0") == 2, what="both ranks wait")
+    until(
+        lambda: cluster.run("logs", waiting).stdout.count("sum 2.0") == 2,
+        within=180.0,
+        what="both ranks wait",
+    )
     cluster.run("stop", waiting)
     assert not cluster.processes(waiting)
