@@ -188,19 +188,33 @@ def matmul_peak(dtype: torch.dtype, seconds: float = 3.0) -> float:
     return best
 
 
-def table(rates: dict[str, float], rows: list[Way], parameters: int, peak: dict[str, float]) -> str:
-    """Markdown: tokens per second, of the base row's, of the matmul peak in the row's own precision."""
-    lines = ["| way | tokens per s | of its base | of matmul peak |", "|---|---|---|---|"]
+def table(rates: dict[str, list[float]], rows: list[Way], parameters: int, peak: dict[str, float]) -> str:
+    """Markdown: tokens per second, of the base row's, of the matmul peak in the row's own precision.
+
+    A ratio is the median over the rounds of this row's rate by its base's in the same round, so that a slow
+    minute, which hits both, doesn't show in it.
+    """
+    lines = ["| way | tokens per s (min-max) | of its base (min-max) | of matmul peak |", "|---|---|---|---|"]
     for row in rows:
-        rate = rates[row.name]
+        rate = statistics.median(rates[row.name])
         share = 6 * parameters * rate / peak[row.precision]
-        ratio = f"{rate / rates[row.base]:.2f} of {row.base}"
-        lines.append(f"| {row.name} | {rate:.0f} | {ratio} | {share:.2f} |")
+        ratios = [ours / theirs for ours, theirs in zip(rates[row.name], rates[row.base], strict=True)]
+        lines.append(
+            f"| {row.name} | {_spread(rates[row.name], 0)} | {_spread(ratios, 3)} of {row.base} | {share:.2f} |"
+        )
     return "\n".join(lines)
 
 
-def measure(rows: list[Way], recipe: RecipeSpec, rounds: int, steps: int, peers: str) -> dict[str, float]:
-    """Tokens per second of each row: the median of its rounds."""
+def _spread(values: list[float], digits: int) -> str:
+    """The median, and between what the values lie."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def measure(
+    rows: list[Way], recipe: RecipeSpec, rounds: int, steps: int, peers: str
+) -> dict[str, list[float]]:
+    """Tokens per second of each row in each of its rounds."""
     seconds: dict[str, list[float]] = {row.name: [] for row in rows}
     with tempfile.TemporaryDirectory() as base:
         make_corpus(Path(base, "corpus"), shards=1)
@@ -217,7 +231,7 @@ def measure(rows: list[Way], recipe: RecipeSpec, rounds: int, steps: int, peers:
             for way in ways:
                 way.end()
     tokens = recipe.global_batch * recipe.sequence_length * steps
-    return {name: tokens / statistics.median(taken) for name, taken in seconds.items()}
+    return {name: [tokens / each for each in taken] for name, taken in seconds.items()}
 
 
 def main() -> None:
