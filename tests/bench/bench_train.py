@@ -1,6 +1,7 @@
 """Tokens per second of the recipe beside a loop by hand and beside its peers, the same work side by side.
 
     python -m tests.bench.bench_train                      # as anybody, on an idle machine
+    python -m tests.bench.bench_train --base DDP           # a part of it: bare, DDP or FSDP2
     python -m tests.bench.bench_train --size tiny --rounds 1 --batch 2 --length 32     # does it run?
 
 One decoder, one corpus, one global batch. In one process with all cores: a bare loop, the recipe, Accelerate,
@@ -199,9 +200,8 @@ def table(rates: dict[str, list[float]], rows: list[Way], parameters: int, peak:
         rate = statistics.median(rates[row.name])
         share = 6 * parameters * rate / peak[row.precision]
         ratios = [ours / theirs for ours, theirs in zip(rates[row.name], rates[row.base], strict=True)]
-        lines.append(
-            f"| {row.name} | {_spread(rates[row.name], 0)} | {_spread(ratios, 3)} of {row.base} | {share:.2f} |"
-        )
+        cells = (row.name, _spread(rates[row.name], 0), f"{_spread(ratios, 3)} of {row.base}", f"{share:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -243,8 +243,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--peers", type=Path, default=CACHE)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument(
+        "--base", default="", help="only rows that are held against this one: bare, DDP, FSDP2"
+    )
     given = parser.parse_args()
-    rows = [row for row in ROWS if not (given.no_peers and row.is_peer)]
+    rows = [row for row in ROWS if given.base in row.base and not (given.no_peers and row.is_peer)]
     peers = "" if given.no_peers else peers_python(given.peers)
     recipe = RecipeSpec(
         steps=1_000_000,
