@@ -50,7 +50,7 @@ class Front:
         self._supervisors = [
             Supervisor(plan, infer, token, self, self._router, self.note) for plan in infer.replicas
         ]
-        model = asyncio.get_running_loop().run_in_executor(None, read_model, infer.model)
+        model = asyncio.get_running_loop().run_in_executor(None, read_model, infer.model, infer.engine)
         model.add_done_callback(_heard)
         self._duty = Duty(
             infer=infer,
