@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.wire.codec import dumps
-from tests.engine_kit import DEADLINE_S, Replica, _environment, _ready, spec_of
+from tests.engine_kit import DEADLINE_S, Replica, await_ready, rank_environment, spec_of
 from tests.worker_kit import ROOT, free_port
 
 PYTHON = "LLMCTL_VLLM_PYTHON"
 """Environment variable: an interpreter with vLLM installed, for tests with the mark `vllm`."""
+READY_S = 600.0
+"""vLLM alone needs a minute of one core to start."""
 FAKE = ROOT / "tests/lab/fake_vllm"
 
 
@@ -45,13 +47,13 @@ def vllm_replica(
         told = folder / f"spec-{node}.json"
         told.write_text(dumps(replace(spec, node=node)))
         command = [python, "-m", "llmctl.worker.infer.vllm.replica", str(told)]
-        given = {**_environment(node, spec.nodes, port), "GLOO_SOCKET_IFNAME": "lo", **(env or {})}
+        given = {**rank_environment(node, spec.nodes, port), "GLOO_SOCKET_IFNAME": "lo", **(env or {})}
         process = subprocess.Popen(
             command, env=given, cwd="/", text=True, stdout=sys.stderr, start_new_session=True
         )
         processes.append(process)
     try:
-        yield Replica(processes, _ready(Path(ready), processes))
+        yield Replica(processes, await_ready(Path(ready), processes, READY_S))
     finally:
         for process in processes:
             with suppress(ProcessLookupError):

@@ -83,6 +83,7 @@ class Ranks:
     async def _watch(self, key: tuple[int, int], rank: int, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
         _signal_group(process.pid, signal.SIGKILL)  # helpers that it left behind
+        (self._folder / f"replica-{key[0]}-{key[1]}-{rank}.sock").unlink(missing_ok=True)  # vLLM's
         self._running.get(key, {}).pop(rank, None)
         self._report(
             Exited(replica=key[0], generation=key[1], rank=rank, code=code if code >= 0 else 128 - code)

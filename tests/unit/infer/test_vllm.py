@@ -29,7 +29,7 @@ def folder(**config: Any) -> VllmFolder:
 
 def flags(spec: ReplicaSpec, model: VllmFolder) -> dict[str, str]:
     """Flag by flag; one without a value has an empty one."""
-    words = serve_arguments(spec, model, "py", 4711, ("10.0.0.1", 99))[5:]
+    words = serve_arguments(spec, model, "py", "v.sock", ("10.0.0.1", 99))[5:]
     found, name = {}, ""
     for word in words:
         if word.startswith("--"):
@@ -39,10 +39,10 @@ def flags(spec: ReplicaSpec, model: VllmFolder) -> dict[str, str]:
     return found
 
 
-def test_the_first_host_serves_on_loopback_and_the_others_have_no_server() -> None:
+def test_the_first_host_serves_on_a_socket_and_the_others_have_no_server() -> None:
     """One host: no word of others. Two: both name the meeting place, each its own number."""
     alone = flags(SPEC, folder())
-    assert (alone["--host"], alone["--port"]) == ("127.0.0.1", "4711")
+    assert alone["--uds"] == "v.sock"
     assert (alone["--tensor-parallel-size"], alone["--pipeline-parallel-size"]) == ("2", "2")
     assert (alone["--dtype"], alone["--max-num-seqs"]) == ("bfloat16", "3")
     assert not {"--nnodes", "--master-addr", "--headless"} & set(alone)
@@ -51,10 +51,10 @@ def test_the_first_host_serves_on_loopback_and_the_others_have_no_server() -> No
     for part, number in ((first, "0"), (second, "1")):
         assert (part["--nnodes"], part["--node-rank"]) == ("2", number)
         assert (part["--master-addr"], part["--master-port"]) == ("10.0.0.1", "99")
-    assert "--port" in first
+    assert "--uds" in first
     assert "--headless" not in first
     assert "--headless" in second
-    assert "--port" not in second
+    assert "--uds" not in second
 
 
 def test_the_longest_request_can_be_scored_where_the_model_has_the_room() -> None:

@@ -1,6 +1,7 @@
 """PURE: how one host's part of a replica is started: `vllm serve`, its arguments and its environment.
 
-It listens on loopback, and asks for a key that only the process beside it knows.
+It listens on a Unix socket in the run's folder: on loopback other users of the host would reach what vLLM's
+own key does not guard.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from llmctl.wire import environment
 from llmctl.wire.infer import MAX_LOGPROBS, TOKEN, ReplicaSpec
 from llmctl.worker.infer.vllm.source import VllmFolder
 
-LOOPBACK = "127.0.0.1"
 MODULE = "vllm.entrypoints.cli.main"
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 ITEMSIZE = {"bf16": 2, "fp32": 4}
@@ -29,12 +29,12 @@ TORCHRUN = (
 
 
 def serve_arguments(
-    spec: ReplicaSpec, folder: VllmFolder, python: str, port: int, master: tuple[str, int]
+    spec: ReplicaSpec, folder: VllmFolder, python: str, path: str, master: tuple[str, int]
 ) -> list[str]:
     """The command line of this host's part; only the first host's serves.
 
     Args:
-        port: of loopback, where it serves.
+        path: the socket on which it serves.
         master: address and port where the parts of several hosts meet.
     """
     length = spec.max_length + 1  # `score` reads a whole request's length and must make one token of its own
@@ -52,7 +52,7 @@ def serve_arguments(
         argv += ["--nnodes", str(spec.nodes), "--node-rank", str(spec.node)]
         argv += ["--master-addr", master[0], "--master-port", str(master[1])]
         argv += ["--distributed-executor-backend", "mp"]
-    return [*argv, *(("--headless",) if spec.node else ("--host", LOOPBACK, "--port", str(port)))]
+    return [*argv, *(("--headless",) if spec.node else ("--uds", path))]
 
 
 def _cache(spec: ReplicaSpec, folder: VllmFolder, length: int) -> list[str]:

@@ -7,19 +7,17 @@ it and its workers, even where this process was killed.
 from __future__ import annotations
 
 import json
-import secrets
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
 from typing import Any
 
 from llmctl.errors import DeadlineError, JobFailedError
-from llmctl.worker.infer.vllm.arguments import LOOPBACK
 
 STAGE = "vllm"
-API_KEY = "VLLM_API_KEY"
 PATH = "/v1/completions"
 POLL_S = 0.2
 ASK_S = 10.0
@@ -27,18 +25,41 @@ ASK_S = 10.0
 END_S = 10.0
 
 
+class Channel(HTTPConnection):
+    """HTTP over a Unix socket: the folder that it lies in says who may."""
+
+    def __init__(self, path: str, *, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(self.timeout)
+        try:
+            sock.connect(self._path)
+        except OSError:
+            sock.close()
+            raise
+        self.sock = sock
+
+
 class Child:
     """One running server.
 
     Args:
-        argv: its command line; env: its environment, to which a key is added that nobody else knows.
-        port: where it listens on loopback; 0: it is a part that serves nobody.
+        argv: its command line.
+        path: the socket that it makes; None: it is a part that serves nobody.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], port: int) -> None:
-        self._key = secrets.token_hex(24)
-        self._port = port
-        self._process = subprocess.Popen(argv, env={**env, API_KEY: self._key}, stdin=subprocess.DEVNULL)
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], path: str | None) -> None:
+        self._path = path
+        self.clear()  # whoever had this name before is gone
+        self._process = subprocess.Popen(argv, env=dict(env), stdin=subprocess.DEVNULL)
+
+    def clear(self) -> None:
+        """Nothing is left of the socket."""
+        if self._path is not None:
+            Path(self._path).unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raises JobFailedError where it has ended."""
@@ -64,7 +85,7 @@ class Child:
 
     def healthy(self) -> bool:
         """Whether it says so itself."""
-        connection = HTTPConnection(LOOPBACK, self._port, timeout=ASK_S)
+        connection = self._channel(ASK_S)
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status == 200
@@ -79,7 +100,7 @@ class Child:
         Raises:
             JobFailedError: it is not answered; says what came instead.
         """
-        connection = HTTPConnection(LOOPBACK, self._port, timeout=seconds)
+        connection = self._channel(seconds)
         try:
             response = self.ask(connection, {"prompt": [0], "max_tokens": 1, "temperature": 0})
             said = response.read()
@@ -91,15 +112,17 @@ class Child:
             text = said.decode(errors="replace")[:300]
             raise JobFailedError(f"vLLM answers a request with {response.status}: {text}", stage=STAGE)
 
-    def connection(self) -> HTTPConnection:
+    def _channel(self, timeout: float | None) -> Channel:
+        return Channel(self._path or "", timeout=timeout)
+
+    def connection(self) -> Channel:
         """For one request. It may be silent for as long as others are before it: the front says what is too
         long, and ends this replica then."""
-        return HTTPConnection(LOOPBACK, self._port, timeout=None)
+        return self._channel(None)
 
     def ask(self, connection: HTTPConnection, document: Mapping[str, Any]) -> HTTPResponse:
         """Send one request. Raises OSError or HTTPException where it is gone."""
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-        connection.request("POST", PATH, json.dumps(document), headers)
+        connection.request("POST", PATH, json.dumps(document), {"Content-Type": "application/json"})
         return connection.getresponse()
 
     def end(self) -> None:
@@ -110,10 +133,4 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(END_S)
-
-
-def free_port() -> int:
-    """One of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+        self.clear()

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse
 
 from llmctl.errors import IntegrityError, JobFailedError
 from llmctl.wire.infer import (
@@ -33,7 +33,7 @@ from llmctl.wire.infer import (
 )
 from llmctl.worker.infer.admission import refusal
 from llmctl.worker.infer.server import Connection, Door, Inbound
-from llmctl.worker.infer.vllm.child import Child
+from llmctl.worker.infer.vllm.child import Channel, Child
 from llmctl.worker.infer.vllm.requests import body, problem, scored, streamed
 from llmctl.worker.stop import StopSignal
 
@@ -50,7 +50,7 @@ class Asked:
 
     connection: Connection
     order: Order
-    http: HTTPConnection
+    http: Channel
     cancelled: threading.Event = field(default_factory=threading.Event)
     sock: socket.socket | None = None
 

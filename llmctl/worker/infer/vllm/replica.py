@@ -18,12 +18,13 @@ from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.infer import TOKEN, ReplicaReady, ReplicaSpec
 from llmctl.worker.infer.server import Door
 from llmctl.worker.infer.vllm.arguments import serve_arguments, serve_environment
-from llmctl.worker.infer.vllm.child import Child, free_port
+from llmctl.worker.infer.vllm.child import Child
 from llmctl.worker.infer.vllm.desk import Desk
 from llmctl.worker.infer.vllm.source import VllmFolder, check_length, vllm_folder
 from llmctl.worker.stop import StopSignal
 
 HOPELESS = (ConfigError, IntegrityError, NotFoundError)
+SOCKET = ".sock"
 FOLLOW_S = 0.2
 FIRST_ANSWER_S = 120.0
 """How long the first real request may take: kernels are compiled for it."""
@@ -57,12 +58,14 @@ def run(spec: ReplicaSpec, env: Mapping[str, str], stop: StopSignal) -> None:
     started = time.monotonic()
     folder = vllm_folder(spec.model)
     check_length(folder, spec.max_length)
-    port = 0 if spec.node else free_port()
+    # A socket's path may have 107 bytes, so it is named from here; vLLM is started here, too.
+    os.chdir(Path(spec.ready_file).parent)
+    path = Path(spec.ready_file).stem + SOCKET
     master = env.get("MASTER_ADDR", "127.0.0.1"), int(env.get("MASTER_PORT", "0"))
-    argv = serve_arguments(spec, folder, sys.executable, port, master)
+    argv = serve_arguments(spec, folder, sys.executable, path, master)
     sys.stdout.write(f"{spec.name}: {' '.join(argv)}\n")
     sys.stdout.flush()
-    child = Child(argv, serve_environment(spec, env), port)
+    child = Child(argv, serve_environment(spec, env), None if spec.node else path)
     try:
         if spec.node:
             _follow(child, stop)

@@ -10,8 +10,9 @@ import socket
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from llmctl.worker.infer.engine.place import Place
 FLAGS = (
     *("dtype", "max-model-len", "max-num-seqs", "max-logprobs", "tensor-parallel-size"),
     *("pipeline-parallel-size", "generation-config", "kv-cache-memory-bytes", "nnodes", "node-rank"),
-    *("master-addr", "master-port", "distributed-executor-backend", "host", "port"),
+    *("master-addr", "master-port", "distributed-executor-backend", "uds"),
 )
 MEET_S = 120.0
 
@@ -62,6 +63,11 @@ class Computing(threading.Thread):
                 key[0].put(answer)  # type: ignore[index]
 
 
+class Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     computing: Computing
@@ -74,9 +80,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         document = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.headers["Authorization"] != f"Bearer {os.environ['VLLM_API_KEY']}":
-            self._say(401, {"error": "Unauthorized"})
-            return
         order = _order(document)
         answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self.computing.orders.put((answers, order))
@@ -207,9 +210,7 @@ def main() -> None:
         threading.Event().wait()
     computing = Handler.computing = Computing(given)
     computing.start()
-    server = ThreadingHTTPServer((given.host, int(given.port)), Handler)
-    server.daemon_threads = True
-    server.serve_forever()
+    Server(given.uds, Handler).serve_forever()
 
 
 if __name__ == "__main__":
