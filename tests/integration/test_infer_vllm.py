@@ -41,7 +41,7 @@ def servers(cluster: Cluster, run: str) -> list[list[str]]:
     found = []
     for pid in cluster.processes(run):
         words = [word.decode() for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
-        if "vllm.entrypoints.cli.main" in words:
+        if "llmctl.worker.infer.vllm.launch" in words:
             found.append([str(pid), *words])
     return sorted(found, key=lambda words: ("--headless" in words, int(words[0])))
 

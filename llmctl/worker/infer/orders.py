@@ -120,7 +120,7 @@ class Bye:
 def shares(plan: ReplicaPlan, engine: str) -> list[tuple[int, tuple[RankSlot, ...]]]:
     """(node, what is started there) of each node of a replica: every rank by itself, or one process per node
     for an engine that starts its ranks itself."""
-    found = []
+    found: list[tuple[int, tuple[RankSlot, ...]]] = []
     for node in plan.nodes:
         mine = [(rank, place.slot) for rank, place in enumerate(plan.ranks) if place.node == node]
         if engine == VLLM:

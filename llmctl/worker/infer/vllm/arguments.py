@@ -12,7 +12,7 @@ from llmctl.wire import environment
 from llmctl.wire.infer import MAX_LOGPROBS, TOKEN, ReplicaSpec
 from llmctl.worker.infer.vllm.source import VllmFolder
 
-MODULE = "vllm.entrypoints.cli.main"
+MODULE = "llmctl.worker.infer.vllm.launch"
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 ITEMSIZE = {"bf16": 2, "fp32": 4}
 
