@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, python: str) -> Cluster:
+def cluster(tmp_path: Path, python: str) -> Iterator[Cluster]:
     found = Cluster(folder=tmp_path / "c")
     found.write_hosts(a={"python": python}, b={"python": python})
     make_model(found.folder / "model")
-    return found
+    yield found
+    for run in found.json("status")["runs"]:  # what a failed test left
+        found.run("stop", run["run_id"], "--grace", "0", expect=None)
 
 
 def servers(cluster: Cluster, run: str) -> list[list[str]]:
