@@ -31,8 +31,9 @@ def make_model(folder: Path) -> Path:
 
 
 def infer_job(cluster: Cluster, model: Path | str, **keys: Any) -> None:
-    """A job for this model; `keys` go into its `infer`. Its hosts get the kernels that this machine has."""
-    if shutil.which("g++"):
+    """A job for this model; `keys` go into its `infer`. Hosts of the lab get the kernels of this machine (the
+    tiny models of the others, whose heads are too small for them, need none)."""
+    if cluster.lab and shutil.which("g++"):
         for name in "ab":
             folder = cluster.workdir(name) / "cache/kernels"
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

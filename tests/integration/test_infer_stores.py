@@ -41,7 +41,7 @@ def test_a_batch_from_one_store_to_another(
     for name, value in ceph.environment().items():
         monkeypatch.setenv(name, value)
     answers = open_store(f"s3://{ceph.bucket}/{place}/out")
-    parts = sorted(file.path for file in answers.list("part-"))
+    parts = [file.path for file in answers.list() if file.path.startswith("part-")]
     records = [json.loads(line) for part in parts for line in answers.read_bytes(part).splitlines()]
     assert [record["index"] for record in records] == list(range(LINES))
     assert [record["index"] for record in records if "error" in record] == [4]
