@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmctl.errors import DeadlineError, LlmctlError
+from llmctl.errors import DeadlineError, JobFailedError, LlmctlError
 from llmctl.worker.infer.engine.place import Place
 from llmctl.worker.infer.engine.plan import Step, pack, plan_size, unpack
 from llmctl.worker.infer.engine.sampler import Outcome
@@ -154,5 +154,5 @@ class _explained:
         raise LostRankError(f"another rank is gone: {told}", stage="replica") from error
 
 
-class LostRankError(LlmctlError, ConnectionError):
+class LostRankError(JobFailedError):
     """Another rank of this replica has ended."""
