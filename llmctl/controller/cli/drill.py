@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmctl.controller.plan.drill import Assertion, Check, Fault, Ledger, Recovery, Struck, Target
     from llmctl.controller.ui.drilling import DrillPlan
     from llmctl.controller.ui.stages import Stages
+    from llmctl.errors import CancelledRunError
 
 EPILOG = (
     "Examples:\n\n"
@@ -176,6 +177,8 @@ def _drill(session: Session, config: RunConfig, order: Order, *, dry_run: bool) 
     stages = Stages(session.screen)
     launched = launch(session, config, Manner(), stages)
     if isinstance(launched, Outcome):
+        if launched.begun is not None:
+            raise _interrupted(launched.begun, _stop(session, launched.begun, stages))
         return launched.code
     return _break_and_watch(session, launched, order, plan, stages)
 
@@ -207,7 +210,11 @@ def _planned(config: RunConfig, order: Order) -> DrillPlan:
 def _break_and_watch(
     session: Session, launched: Launched, order: Order, plan: DrillPlan, stages: Stages
 ) -> int:
-    """The run is ours alone, so it never outlives the drill."""
+    """The run is ours alone, so it never outlives the drill.
+
+    Raises:
+        CancelledRunError: Ctrl-C; it says what is left.
+    """
     from llmctl.controller.ui.drilling import check_lines, document
     from llmctl.wire.exitcodes import ExitCode
 
@@ -217,11 +224,11 @@ def _break_and_watch(
         fault, struck = _strike(session, launched, order, stages)
         recovery = _recover(session, launched, struck, order, stages)
     except KeyboardInterrupt:
-        session.screen.warn(f"interrupted; {run_id} is stopped")
+        session.screen.warn(f"interrupted; {run_id} is being stopped")
     finally:
         clean = _stop(session, launched, stages)
     if struck is None or recovery is None:
-        return int(ExitCode.CANCELLED)
+        raise _interrupted(launched, clean)
     checks = (*_judged(session, launched, struck, recovery, order, stages), clean)
     passed = all(check.held for check in checks)
     if session.json:
@@ -230,6 +237,16 @@ def _break_and_watch(
         for line in check_lines(run_id, checks):
             session.screen.result(line)
     return 0 if passed else int(ExitCode.JOB_FAILED)
+
+
+def _interrupted(launched: Launched, clean: Check) -> CancelledRunError:
+    from llmctl.errors import CancelledRunError
+
+    run_id = launched.plan.run_id
+    hint = f"what it wrote is there: llmctl status {run_id} · llmctl logs {run_id}"
+    if not clean.held:
+        hint = f"llmctl stop {run_id}"
+    return CancelledRunError(f"the drill was interrupted; {clean.text}", stage="drill", hint=hint)
 
 
 def _strike(session: Session, launched: Launched, order: Order, stages: Stages) -> tuple[Fault, Struck]:
@@ -280,8 +297,12 @@ def _stop(session: Session, launched: Launched, stages: Stages) -> Check:
     hosts, run_id = launched.config.hosts, launched.plan.run_id
     connections = session.connect(hosts)
     request = StopRequest(grace_s=STOP_GRACE_S, reason="the drill is over")
-    with stages.stage("stop", run_id):
-        reports = stop(connections, hosts, session.archive, run_id, request)
+    try:
+        with stages.stage("stop", run_id):
+            reports = stop(connections, hosts, session.archive, run_id, request)
+    except KeyboardInterrupt:
+        session.screen.warn(f"interrupted again; parts of it may run: llmctl stop {run_id}")
+        raise
     left = [f"{name}: {one.message}" for name, one in reports.items() if isinstance(one, LlmctlError)]
     for name, report in reports.items():
         left += [f"{name}: {what}" for what in (report.left if isinstance(report, StopReport) else ())]

@@ -49,10 +49,15 @@ class Manner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one `train` ended: its exit code, and the folder that the run was pulled to."""
+    """How one `train` ended: its exit code, and the folder that the run was pulled to.
+
+    Attributes:
+        begun: what Ctrl-C has met while it was starting; parts of it may run.
+    """
 
     code: int
     pulled: Path | None = None
+    begun: Launched | None = None
 
 
 def run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
@@ -125,7 +130,7 @@ def launch(session: Session, config: RunConfig, manner: Manner, stages: Stages) 
         if policy.supervised:
             supervise_plan(session, config, plan, manner.allowed)
     except KeyboardInterrupt:
-        return Outcome(code=_interrupted(session, plan))
+        return Outcome(code=_interrupted(session, plan), begun=Launched(config=config, plan=plan))
     return Launched(config=config, plan=plan)
 
 
