@@ -36,8 +36,8 @@ def write_job(cluster: Cluster, **keys: Any) -> None:
 @pytest.mark.hosts
 @pytest.mark.torch
 def test_a_drill_kills_a_host_of_its_own_run_and_the_users_run_stays(lab: Lab, tmp_path: Path) -> None:
-    """Refused while the user's run of that name has the hosts. Then agent and ranks of b are killed: it is back
-    with the same losses and an exact ledger; no file of the user's run or of its checkpoints changed."""
+    """Refused while the user's run of that name has the hosts. Then agent and ranks of b are killed: it comes
+    back with the same losses and an exact ledger; no file of the user's run or its checkpoints changed."""
     cluster = Cluster(folder=tmp_path / "c", lab=lab)
     made = tmp_path / "shards"
     shard([str(Path(sysconfig.get_path("stdlib")) / "json")], str(made))
