@@ -70,7 +70,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """`seconds`: from the fault to the first new step, None: not within the bound; `lost`: steps done again."""
+    """`seconds`: from the fault to the first new step, None: not within the bound; `lost`: done again."""
 
     seconds: float | None
     lost: int = 0
