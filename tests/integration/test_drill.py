@@ -16,6 +16,7 @@ from tests.lab.hosts import Lab
 
 SHARDS = "/srv/shards-drill"
 LONG_S = 200.0
+DRILL_S = 600.0
 MODEL = {"size": "tiny", "layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn_dim": 64}
 RECIPE = {"model": MODEL, "steps": 100_000, "global_batch": 4, "micro_batch": 2, "sequence_length": 32}
 
@@ -50,7 +51,7 @@ def test_a_drill_kills_a_host_of_its_own_run_and_the_users_run_stays(lab: Lab, t
     assert cluster.state(users) == "running"
     cluster.run("stop", users)
     before = users_files(cluster, lab, users)
-    told = cluster.json("drill", *wanted)
+    told = json.loads(cluster.run("drill", *wanted, "-o", "json", timeout=DRILL_S).stdout)
     held = {check["name"]: check["held"] for check in told["checks"]}
     assert held == dict.fromkeys(("recovered", "lost-steps", "ledger", "loss", "clean"), True), told
     assert told["passed"]
@@ -97,7 +98,8 @@ def test_a_drill_says_what_held_and_one_thing_that_did_not_fails_it(
     made = tmp_path / "shards"
     shard([str(Path(sysconfig.get_path("stdlib")) / "json")], str(made))
     write_job(cluster, data={"uri": str(made)}, watch={"hang": "10s"})
-    done = cluster.run("drill", *fault, "--at-step", "30", "--assert", "ledger,loss,recovery<=0", expect=100)
+    wanted = ("--at-step", "30", "--assert", "ledger,loss,recovery<=0")
+    done = cluster.run("drill", *fault, *wanted, expect=100, timeout=DRILL_S)
     lines = done.stdout.splitlines()
     held = [("✓", "recovered"), ("✓", "ledger"), ("✓", "loss"), ("✗", "recovery"), ("✓", "clean")]
     assert [tuple(line.split()[:2]) for line in lines[:5]] == held
