@@ -73,7 +73,7 @@ def _take_in(run: RunLayout, told: Supervision) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    """A full disk must not end a job that needs none: its lease is renewed in the blocks that the file has."""
+    """A full disk must not end a job that needs none: its lease is renewed in the file's own blocks."""
     try:
         atomic.write(path, text)
     except OSError:

@@ -32,7 +32,7 @@ class Fence:
         if self._contact_s is None or now < self._due:
             return False
         self._due = now + _LOOK_EVERY_S
-        # On a full disk the file is written over in place, and may just be half-written: the last word counts.
+        # On a full disk the file is written over in place, and may be half-written: the last word counts.
         self._heard = rundir.read_supervision(self._run) or self._heard
         left = lease_left(
             self._heard,
