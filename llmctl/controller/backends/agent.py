@@ -21,6 +21,7 @@ from llmctl.errors import HostErrors, LlmctlError, NotFoundError, PreflightError
 from llmctl.wire import codec
 from llmctl.wire.agents import PsReply, PsRequest
 from llmctl.wire.contact import ContactReply, ContactRequest
+from llmctl.wire.drill import DrillReply, DrillRequest
 from llmctl.wire.records import (
     CleanReport,
     CleanRequest,
@@ -84,6 +85,11 @@ class AgentClient:
     def contact(self, run_id: str, request: ContactRequest, *, deadline_s: float = 8.0) -> ContactReply:
         """One beat of a supervisor. Raises ProvisionError too: another supervisor acts for the run."""
         return self._call(ContactReply, ["contact", run_id], codec.dumps(request), deadline_s, "contact")
+
+    def drill(self, run_id: str, request: DrillRequest) -> DrillReply:
+        """Break a part of the run on this host once it has come to a step; waits for `request.wait_s`."""
+        deadline_s = request.wait_s + 30.0
+        return self._call(DrillReply, ["drill", run_id], codec.dumps(request), deadline_s, "drill")
 
     def files(self, run_id: str, *, deadline_s: float = 60.0) -> FilesReply:
         """What of a run can be pulled from this host."""

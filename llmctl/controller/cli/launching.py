@@ -49,10 +49,15 @@ class Manner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one `train` ended: its exit code, and the folder that the run was pulled to."""
+    """How one `train` ended: its exit code, and the folder that the run was pulled to.
+
+    Attributes:
+        begun: what Ctrl-C has met while it was starting; parts of it may run.
+    """
 
     code: int
     pulled: Path | None = None
+    begun: Launched | None = None
 
 
 def run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
@@ -65,17 +70,40 @@ def run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
                 raise
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A run that goes on now; `config` has its hosts in the order of a network map."""
+
+    config: RunConfig
+    plan: Plan
+
+
 def _run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
+    from llmctl.controller.ui.stages import Stages
+
+    stages = Stages(session.screen)
+    launched = launch(session, config, manner, stages)
+    if isinstance(launched, Outcome):
+        return launched
+    if manner.detach:
+        return Outcome(code=_detached(session, launched.plan))
+    connections = session.connect(config.hosts)
+    return _follow(session, launched.config, launched.plan, connections, stages, pull=manner.pull)
+
+
+def launch(session: Session, config: RunConfig, manner: Manner, stages: Stages) -> Launched | Outcome:
+    """Check, push, plan and start, and leave a supervisor behind where the job wants one.
+
+    An Outcome: nothing more is to be done, as after a dry run or Ctrl-C.
+    """
     from llmctl.controller.cli.supervising import supervise_plan
     from llmctl.controller.execute.agents import await_free
     from llmctl.controller.execute.data import look_beside
     from llmctl.controller.plan.attempts import policy_of
-    from llmctl.controller.ui.stages import Stages
 
     session.screen.hide(config.secrets.to_hide())
     for note in config.notes:
         session.screen.warn(note)
-    stages = Stages(session.screen)
     connections = session.connect(config.hosts)
     run_id = f"{config.job.name}-{secrets.token_hex(3)}"
     data = look_beside(config)
@@ -102,10 +130,8 @@ def _run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
         if policy.supervised:
             supervise_plan(session, config, plan, manner.allowed)
     except KeyboardInterrupt:
-        return Outcome(code=_interrupted(session, plan))
-    if manner.detach:
-        return Outcome(code=_detached(session, plan))
-    return _follow(session, config, plan, connections, stages, pull=manner.pull)
+        return Outcome(code=_interrupted(session, plan), begun=Launched(config=config, plan=plan))
+    return Launched(config=config, plan=plan)
 
 
 def _prepare(
