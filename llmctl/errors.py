@@ -67,6 +67,10 @@ class TransferError(LlmctlError, OSError):
     """A push or pull that did not complete; nothing half-written is visible."""
 
 
+class RefusedError(TransferError):
+    """A store that does not know or trust us, or we it: the same request again gets the same answer."""
+
+
 class IntegrityError(LlmctlError, ValueError):
     """Bytes that are not what their manifest says: never used, never renamed into place."""
 

@@ -125,13 +125,16 @@ def call(
     own = Budget(deadline_s, deadline_s if stall_s is None else stall_s)
     future: Future[T] = Future()
     name = f"llmctl-{action}"
-    threading.Thread(target=_run, args=(future, function, own), name=name, daemon=True).start()
-    while not future.done():
-        left = own.left()
-        if left <= 0:
-            own.abandon()
-            raise _late(action, where, own.limit_s)
-        wait([future], timeout=min(left, _LOOK_S))  # a beat in between may bring the end nearer
+    try:
+        threading.Thread(target=_run, args=(future, function, own), name=name, daemon=True).start()
+        while not future.done():
+            left = own.left()
+            if left <= 0:
+                raise _late(action, where, own.limit_s)
+            wait([future], timeout=min(left, _LOOK_S))  # a beat in between may bring the end nearer
+    finally:
+        if not future.done():
+            own.abandon()  # also after Ctrl-C: nothing is to appear in the store behind the caller's back
     error = future.exception()
     if error is None:
         return future.result()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llmctl.errors import LlmctlError, NotFoundError, TransferError
+from llmctl.errors import LlmctlError, NotFoundError, RefusedError, TransferError
 from llmctl.storage.uris import masked
 
 STAGE = "storage"
@@ -50,7 +50,9 @@ def explain(error: BaseException, action: str, where: str) -> LlmctlError:
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{where}: no such file or folder", stage=STAGE)
     why = reason(error)
-    return TransferError(f"{where}: can't {action}: {why}", hint=_hint(error, why), stage=STAGE)
+    refused = _CREDENTIALS.search(why) or _UNTRUSTED.search(why)
+    kind = RefusedError if refused else TransferError
+    return kind(f"{where}: can't {action}: {why}", hint=_hint(error, why), stage=STAGE)
 
 
 def _hint(error: BaseException, why: str) -> str | None:
@@ -69,7 +71,7 @@ def explained(action: str, where: str) -> Iterator[None]:
 
     Raises:
         NotFoundError: the file is not there.
-        TransferError: anything else that the system refused.
+        RefusedError: credentials or a certificate are not accepted. TransferError: any other failure.
     """
     try:
         yield

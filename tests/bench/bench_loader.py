@@ -61,6 +61,17 @@ def train(uri: str, steps: int) -> tuple[float, float, float]:
     return waits[0], sum(waits[1:]), sum(took[1:])
 
 
+def copies_of_the_library(folder: Path, copies: int) -> list[Path]:
+    """Text files, each with the source of Python's standard library; a larger corpus is several of them."""
+    folder.mkdir()
+    modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    text = "\n".join(module.read_text(encoding="utf-8", errors="replace") for module in modules)
+    paths = [folder / f"{number}.txt" for number in range(copies)]
+    for path in paths:
+        path.write_text(text, encoding="utf-8")
+    return paths
+
+
 def first_batch(uri: str, step: int) -> float:
     """Seconds from a fresh reader with an empty cache to its first batch."""
     with tempfile.TemporaryDirectory() as cache:
@@ -82,13 +93,14 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--copies", type=int, default=1, help="how often the corpus holds the library's text")
     options = parser.parse_args()
     rounds = range(options.rounds)
     print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as folder, stores(Path(folder)) as uris:
-        source = sysconfig.get_paths()["stdlib"] + "/*.py"
+        sources = [str(path) for path in copies_of_the_library(Path(folder) / "text", options.copies)]
         for uri in uris.values():
-            manifest = shard([source], uri, shard_tokens=SHARD_TOKENS)
+            manifest = shard(sources, uri, shard_tokens=SHARD_TOKENS)
         print(f"{manifest.tokens:,} tokens in {len(manifest.shards)} shards, {options.steps} steps")
         runs = [{name: train(uri, options.steps) for name, uri in uris.items()} for _ in rounds]
         print("\n| corpus in | wait of the first step | waits of all later steps | share of their time |")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,26 @@ def test_a_store_that_can_not_be_used_is_two_lines(
     assert hint in done.stderr
     assert len(done.stderr.splitlines()) == 2
     assert "wr0ng" not in done.stderr
+
+
+def test_ctrl_c_while_the_second_writer_starts_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread's start waits for it, so Ctrl-C often arrives there: the writer ends all the same."""
+    start, writers = threading.Thread.start, []
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "llmctl-drill-writer":
+            writers.append(thread)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        drill(str(tmp_path / "s"), seconds=300)
+    (writer,) = writers
+    assert not writer.is_alive()
+    assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:

@@ -125,6 +125,15 @@ class Cluster:
     def until_state(self, run_id: str, *states: str, within: float = 60.0) -> str:
         return str(until(lambda: self._one_of(run_id, states), within=within, what=f"{run_id} {states}"))
 
+    def verdict(self, run_id: str) -> dict[str, Any]:
+        """What the supervisor tells of its run; its last word comes a moment after the last ranks' end."""
+        found = until(lambda: self._last_word(run_id), what=f"the verdict of {run_id}'s supervisor")
+        return dict(found)
+
+    def _last_word(self, run_id: str) -> dict[str, Any] | None:
+        told: dict[str, Any] | None = self.json("status", run_id, "--all")["run"]["supervision"]
+        return told if told and told["phase"] == "ended" else None
+
     def _one_of(self, run_id: str, states: Sequence[str]) -> str | None:
         found = self.state(run_id)
         return found if found in states else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -75,8 +74,7 @@ def test_a_slow_host_and_its_hang_are_named_and_the_run_goes_on(tmp_path: Path) 
     slow = until(lambda: _stragglers(cluster, run), within=120, what="the slow host is named")
     assert re.match(r"b is slow: 0\.[3-9]\d s of its own per step \(rank 1\)", slow[0]), slow
     cluster.run("wait", run, timeout=200)
-    told = until(lambda: _told(cluster, run), what="the supervisor tells its verdict")
-    first, second = told["attempts"]
+    first, second = cluster.verdict(run)["attempts"]
     assert re.match(
         r"hang: no step for \d+ s; rank 1 \(b\) at .*stuck_in_a_lock holds the others up", first["reason"]
     )
@@ -89,9 +87,3 @@ def test_a_slow_host_and_its_hang_are_named_and_the_run_goes_on(tmp_path: Path) 
 
 def _stragglers(cluster: Cluster, run: str) -> list[str]:
     return list(cluster.json("status", run)["run"]["stragglers"])
-
-
-def _told(cluster: Cluster, run: str) -> dict[str, Any] | None:
-    """What the supervisor tells; it does so a moment after the ranks of the last attempt have ended."""
-    told: dict[str, Any] = cluster.json("status", run, "--all")["run"]["supervision"]
-    return told if told["phase"] == "ended" else None

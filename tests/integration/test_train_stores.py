@@ -190,8 +190,11 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_starts(
 
 
 def test_what_only_the_hosts_can_know_is_left_to_them(cluster: Cluster, ceph: Ceph, place: str) -> None:
-    """This machine has no account at all: that is said, and the first rank's own reason ends the run."""
+    """This machine has no account at all: that is said, and the first rank's own reason ends the run
+    at once: another attempt would have none either."""
     write_job(cluster, f"s3://{ceph.bucket}/{place}", set={"AWS_ENDPOINT_URL": ceph.http})
     done = cluster.run("train", expect=100)
     assert "not looked at from here" in done.stderr
     assert "credentials" in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
+    (run,) = cluster.json("status", "--all")["runs"]
+    assert [one["state"] for one in cluster.verdict(run["run_id"])["attempts"]] == ["failed"]

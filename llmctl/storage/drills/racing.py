@@ -20,6 +20,7 @@ def replace_under_a_reader(ground: Ground) -> str:
     store = ground.store
     store.write_bytes("replaced", _version(0))
     with _Writer(lambda turn: store.write_bytes("replaced", _version(turn))) as writer:
+        writer.start()
         reads, versions = 0, set()
         end = ground.until(_SHARE)
         while reads < 10 or (time.monotonic() < end and reads < 500):
@@ -84,12 +85,16 @@ class _Writer:
         self._thread = threading.Thread(target=self._run, name="llmctl-drill-writer", daemon=True)
 
     def __enter__(self) -> _Writer:
-        self._thread.start()
         return self
+
+    def start(self) -> None:
+        """Inside the block: Ctrl-C arrives while the start waits for its thread, too, and has to end that."""
+        self._thread.start()
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
         self._stop.set()
-        self._thread.join()  # each write has its deadline
+        if self._thread.is_alive():
+            self._thread.join()  # each write has its deadline
         if self._error is not None and value is None:
             raise self._error
 

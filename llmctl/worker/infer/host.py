@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundError
+from llmctl.errors import ConfigError, IntegrityError, LlmctlError
 from llmctl.wire import environment
 from llmctl.wire.codec import loads
 from llmctl.wire.exitcodes import ExitCode
@@ -27,11 +27,11 @@ from llmctl.worker.infer.link import Link, dial
 from llmctl.worker.infer.orders import AskPort, Bye, End, Port, Report, Start, Stopping, message, parse
 from llmctl.worker.infer.rankcommand import rank_command
 from llmctl.worker.infer.ranks import Ranks, free_port
+from llmctl.worker.process import HOPELESS
 
 FIND_FRONT_S = 120.0
 STOPPED = 128 + signal.SIGTERM
 RANK_GRACE_S = 5.0
-HOPELESS = (ConfigError, IntegrityError, NotFoundError)
 
 
 class HostProgram:
