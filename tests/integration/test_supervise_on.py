@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,13 +24,14 @@ print(f"attempt {attempt} rank {os.environ['RANK']} secret {len(os.environ['A_TO
 while attempt == 1 or os.path.exists("/mnt/shared/hold"):
     time.sleep(0.1)
 """
+BARE = "/root/bare-python"
 VALUE = "s3cr3t-that-stays-in-memory"
 LONG_S = 200.0
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, lab: Lab) -> Iterator[Cluster]:
-    """Hosts a and b; a has no key of its own yet, and nothing that a test gives it outlives the test."""
+    """Hosts a and b; neither has a key of its own yet, and nothing that a test gives it outlives the test."""
     made = Cluster(folder=tmp_path / "c", lab=lab)
     made.write_script(
         TWO_ATTEMPTS,
@@ -38,14 +40,15 @@ def cluster(tmp_path: Path, lab: Lab) -> Iterator[Cluster]:
         env={"secrets": ["A_TOKEN"]},
     )
     yield made
-    for file in ("id_ed25519", "known_hosts"):
-        lab.path(made.lab_name("a"), f"/root/.ssh/{file}").unlink(missing_ok=True)
+    for name in "ab":
+        for file in ("/root/.ssh/id_ed25519", "/root/.ssh/known_hosts", BARE):
+            lab.path(made.lab_name(name), file).unlink(missing_ok=True)
     (lab.shared / "hold").unlink(missing_ok=True)
 
 
-def give_key(cluster: Cluster, lab: Lab) -> None:
-    """What an admin does once: a can log in to the others."""
-    key = lab.path(cluster.lab_name("a"), "/root/.ssh/id_ed25519")
+def give_key(cluster: Cluster, lab: Lab, name: str) -> None:
+    """What an admin does once: this host can log in to the others."""
+    key = lab.path(cluster.lab_name(name), "/root/.ssh/id_ed25519")
     key.touch(mode=0o600)
     key.write_bytes(lab.identity.read_bytes())
 
@@ -55,13 +58,22 @@ def started(cluster: Cluster, *more: str, expect: int = 0) -> subprocess.Complet
 
 
 def test_a_host_that_can_not_supervise_is_refused_before_anything_starts(cluster: Cluster, lab: Lab) -> None:
-    """No key, another host key than ours, no such host, nothing to supervise: each is told with what to do,
-    and no host has a run."""
+    """A Python without llmctl's packages, no key, another host key than ours, no such host, nothing to
+    supervise: each is told with what to do, and no host has a run."""
+    bare = lab.path(cluster.lab_name("a"), BARE)
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    cluster.write_hosts(a={"python": BARE})
+    refused = " ".join(started(cluster, "a", "--limit", "b", expect=10).stderr.split())
+    assert "a: supervise: no supervisor can run under" in refused
+    assert "-m pip install 'typer>=0.12'" in refused
+    assert "llmctl hosts bootstrap a" in refused
+    cluster.write_hosts()
     refused = started(cluster, "a", expect=10).stderr
     assert "b: supervise: a can't log in there by itself" in refused
     assert "accepted no key: there was no key to try" in refused
     assert "on a: ssh-keygen -t ed25519" in refused
-    give_key(cluster, lab)
+    give_key(cluster, lab, "a")
     other = lab.identity.with_suffix(".pub").read_text()
     known = lab.path(cluster.lab_name("a"), "/root/.ssh/known_hosts")
     known.write_text(f"{lab.ips[cluster.lab_name('b')]} {other}")
@@ -73,13 +85,14 @@ def test_a_host_that_can_not_supervise_is_refused_before_anything_starts(cluster
     cluster.write_script(TWO_ATTEMPTS, env={"secrets": ["A_TOKEN"]})
     assert "nothing to supervise" in started(cluster, "a", expect=2).stderr
     assert cluster.json("status")["runs"] == []
-    assert not any((cluster.workdir(name) / "runs").exists() for name in "ab")
+    assert not [path for name in "ab" for path in (cluster.workdir(name) / "runs").glob("[!.]*")]
 
 
 def test_a_run_recovers_while_the_machine_that_started_it_is_gone(cluster: Cluster, lab: Lab) -> None:
-    """`train` is killed and its network cut off, then a rank dies: the host forms the next attempt. From the
-    laptop, back again, `resume --take-over` replaces that supervisor, and the run ends well."""
-    give_key(cluster, lab)
+    """`train` is killed and its network cut off, then a rank dies: the host forms the next attempt. The
+    laptop, back again, reads the logs and hands the run to a supervisor on b; the run ends well."""
+    give_key(cluster, lab, "a")
+    give_key(cluster, lab, "b")
     (lab.shared / "hold").touch()
     command = subprocess.Popen(
         cluster.argv("train", "--supervise-on", "a"),
@@ -92,10 +105,7 @@ def test_a_run_recovers_while_the_machine_that_started_it_is_gone(cluster: Clust
     command.kill()
     command.wait()
     (supervisor,) = _supervisors(run)
-    assert (
-        Path(f"/proc/{supervisor}/ns/pid").readlink()
-        == Path(f"/proc/{lab.pid(cluster.lab_name('a'))}/ns/pid").readlink()
-    )
+    assert _host_of(supervisor, cluster, lab) == "a"
     for name in "ab":
         lab.partition(cluster.lab_name(name), between="ctl")
     os.kill(_rank(run, 1), signal.SIGKILL)
@@ -109,8 +119,10 @@ def test_a_run_recovers_while_the_machine_that_started_it_is_gone(cluster: Clust
     kept = [path for path in (cluster.workdir("a") / "supervisor" / run).rglob("*") if path.is_file()]
     assert kept
     assert not [path for path in kept if VALUE.encode() in path.read_bytes()]
-    cluster.run("resume", "-d", run, "--take-over", env={"A_TOKEN": VALUE})
+    assert "attempt 2 rank 1" in cluster.run("logs", run, "--tail", "50").stdout
+    cluster.run("resume", "-d", run, "--take-over", "--supervise-on", "b", env={"A_TOKEN": VALUE})
     until(lambda: supervisor not in _supervisors(run), within=LONG_S, what="the replaced one ends")
+    assert [_host_of(pid, cluster, lab) for pid in _supervisors(run)] == ["b"]
     (lab.shared / "hold").unlink()
     assert cluster.run("wait", run, timeout=LONG_S).returncode == 0
     told = cluster.json("status", run, "--all")["run"]["supervision"]
@@ -147,6 +159,13 @@ def _processes(run: str) -> Iterator[tuple[int, list[bytes], bytes]]:
 
 def _supervisors(run: str) -> list[int]:
     return [pid for pid, words, _ in _processes(run) if words[1:4] == [b"-m", b"llmctl", b"supervise"]]
+
+
+def _host_of(pid: int, cluster: Cluster, lab: Lab) -> str:
+    """The host in whose process namespace it runs; empty: none of them."""
+    space = Path(f"/proc/{pid}/ns/pid").readlink()
+    inits = {name: Path(f"/proc/{lab.pid(cluster.lab_name(name))}/ns/pid").readlink() for name in "ab"}
+    return next((name for name, own in inits.items() if own == space), "")
 
 
 def _rank(run: str, rank: int) -> int:

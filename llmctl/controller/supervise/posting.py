@@ -89,7 +89,7 @@ def seen_from(post: str, hosts: Sequence[Host], addresses: Mapping[str, str]) ->
                 f"{host.name} is this machine (`addr: local`): {post} has no way to it",
                 hint="leave --supervise-on out, or give it an address in hosts.yaml",
             )
-        target = resolve(replace(host, proxy_jump="none"))
+        target = resolve(replace(host, proxy_jump="none", identity_file=None))
         used = addresses.get(host.name) or host.internal_addr
         addr = LOCAL if host.name == post else used or target.hostname
         found.append(
