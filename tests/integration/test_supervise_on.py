@@ -26,7 +26,7 @@ while attempt == 1 or os.path.exists("/mnt/shared/hold"):
 """
 BARE = "/root/bare-python"
 VALUE = "s3cr3t-that-stays-in-memory"
-LONG_S = 200.0
+LONG_S = 300.0
 
 
 @pytest.fixture
@@ -94,14 +94,16 @@ def test_a_run_recovers_while_the_machine_that_started_it_is_gone(cluster: Clust
     give_key(cluster, lab, "a")
     give_key(cluster, lab, "b")
     (lab.shared / "hold").touch()
-    command = subprocess.Popen(
-        cluster.argv("train", "--supervise-on", "a"),
-        cwd=cluster.folder,
-        env=cluster.env(A_TOKEN=VALUE),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    run = str(until(lambda: _running(cluster), within=LONG_S, what="a supervised run"))
+    said = cluster.folder / "said"
+    with said.open("w") as out:
+        command = subprocess.Popen(
+            cluster.argv("train", "--supervise-on", "a"),
+            cwd=cluster.folder,
+            env=cluster.env(A_TOKEN=VALUE),
+            stdout=out,
+            stderr=out,
+        )
+    run = str(until(lambda: command.poll() is None and _running(cluster), within=LONG_S, what=str(said)))
     command.kill()
     command.wait()
     (supervisor,) = _supervisors(run)
@@ -120,7 +122,9 @@ def test_a_run_recovers_while_the_machine_that_started_it_is_gone(cluster: Clust
     assert kept
     assert not [path for path in kept if VALUE.encode() in path.read_bytes()]
     assert "attempt 2 rank 1" in cluster.run("logs", run, "--tail", "50").stdout
-    cluster.run("resume", "-d", run, "--take-over", "--supervise-on", "b", env={"A_TOKEN": VALUE})
+    cluster.run(
+        "resume", "-d", run, "--take-over", "--supervise-on", "b", env={"A_TOKEN": VALUE}, timeout=LONG_S
+    )
     until(lambda: supervisor not in _supervisors(run), within=LONG_S, what="the replaced one ends")
     assert [_host_of(pid, cluster, lab) for pid in _supervisors(run)] == ["b"]
     (lab.shared / "hold").unlink()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmctl.controller.supervise.posting import Post
     from llmctl.wire.specs import Peer
 
-HEARD_S = 60.0
+HEARD_S = 90.0
 """For a supervisor on a host to speak for the first time."""
 
 
