@@ -103,7 +103,8 @@ def test_a_run_recovers_while_the_machine_that_started_it_is_gone(cluster: Clust
             stdout=out,
             stderr=out,
         )
-    run = str(until(lambda: command.poll() is None and _running(cluster), within=LONG_S, what=str(said)))
+    run = str(until(lambda: command.poll() is not None or _running(cluster), within=LONG_S, what="a run"))
+    assert command.poll() is None, said.read_text()
     command.kill()
     command.wait()
     (supervisor,) = _supervisors(run)
