@@ -138,6 +138,12 @@ class AgentClient:
                 raise
         raise RemoteCommandError("it ended without a word", host=self._host.name, stage=stage)
 
+    def ask(
+        self, module: str, verb: str, body: str, reply: type[T], *, stage: str, deadline_s: float = 60.0
+    ) -> T:
+        """Run a module of the archive with the packages of the host's interpreter: JSON in, JSON out."""
+        return self._call(reply, [verb], body, deadline_s, stage, module)
+
     def ended(self, error: EndedError, stage: str) -> LlmctlError:
         """Why a conversation ended early."""
         return self._error(error.done, stage)
@@ -153,8 +159,10 @@ class AgentClient:
             data = rest + more
         self._judge(stream.wait(deadline_s=15.0), "follow", push_missing=False)
 
-    def _call(self, reply: type[T], verb: list[str], body: str, deadline_s: float, stage: str) -> T:
-        argv = self._argv(verb)
+    def _call(
+        self, reply: type[T], verb: list[str], body: str, deadline_s: float, stage: str, module: str = ""
+    ) -> T:
+        argv = self._argv(verb, module)
         done = self._transport.run(argv, stdin=body.encode(), deadline_s=deadline_s, stage=stage)
         if self._judge(done, stage, push_missing=True):
             done = self._transport.run(argv, stdin=body.encode(), deadline_s=deadline_s, stage=stage)

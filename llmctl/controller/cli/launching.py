@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.controller.cli.mapped import ByMap, by_map, with_links
-from llmctl.errors import BusyError, HostErrors, LlmctlError
+from llmctl.errors import BusyError, ConfigError, HostErrors, LlmctlError
 from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.states import RunState
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmctl.controller.execute.prepare import Prepared
     from llmctl.controller.plan.attempts import Policy
     from llmctl.controller.plan.plan import Plan
+    from llmctl.controller.supervise.posting import Post
     from llmctl.controller.transport.pool import Connections
     from llmctl.controller.ui.stages import Stages
 
@@ -36,6 +37,7 @@ class Manner:
         allowed: what may differ between hosts (`plan.parity.FIELDS`).
         map_age_s: how old a network map may be to go by it, in seconds; 0: by none.
         wait, share: where another run holds a host: wait for its end, or share the host; else: refused.
+        supervise_on: the host that is to supervise the run; None: this machine.
     """
 
     detach: bool = False
@@ -45,6 +47,7 @@ class Manner:
     map_age_s: float = 0.0
     wait: bool = False
     share: bool = False
+    supervise_on: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,7 @@ def launch(session: Session, config: RunConfig, manner: Manner, stages: Stages) 
     config = replace(config, hosts=found.hosts)
     policy = policy_of(config.job, [host.name for host in config.hosts])
     plan = _plan(session, config, prepared, run_id, policy, found)
+    post = _post(session, config, plan, policy, manner.supervise_on)
     if manner.dry_run:
         _show_plan(session, plan)
         return Outcome(code=0)
@@ -128,10 +132,24 @@ def launch(session: Session, config: RunConfig, manner: Manner, stages: Stages) 
     try:
         _start(session, config, plan, connections, stages, share=manner.share)
         if policy.supervised:
-            supervise_plan(session, config, plan, manner.allowed)
+            supervise_plan(session, config, plan, manner.allowed, post)
     except KeyboardInterrupt:
         return Outcome(code=_interrupted(session, plan), begun=Launched(config=config, plan=plan))
     return Launched(config=config, plan=plan)
+
+
+def _post(session: Session, config: RunConfig, plan: Plan, policy: Policy, name: str | None) -> Post | None:
+    """The host that is to supervise, found fit. Raises ConfigError where nothing is to be decided at all."""
+    from llmctl.controller.cli.supervising import post_at
+
+    if name is None:
+        return None
+    if not policy.supervised:
+        raise ConfigError(
+            f"--supervise-on {name}: the job asks for no restarts, so there is nothing to supervise",
+            hint="set `restarts.max` or `restarts.min_nodes` in the job, or leave the option out",
+        )
+    return post_at(session, name, config, plan.nodes[0].peers)
 
 
 def _prepare(
