@@ -104,8 +104,45 @@ def verified_plan(
         at = found.index(newest)
         found[at] = dataclasses.replace(newest, state=State.DAMAGED, problem=bad[0].problem)
         pruning = plan(found, retention, unfinished_before=unfinished_before)
-    raise IntegrityError(
-        f"{store.uri}: not one checkpoint is good, so nothing is removed; {pruning.damaged[0].problem}",
+    raise _none_good(store, pruning.damaged[0])
+
+
+def damaged_plan(store: Store, found: Sequence[Checkpoint], verify: Verify | None = None) -> Pruning:
+    """Only what is damaged goes: by marker and sizes, and by what `verify` finds in those that look whole.
+
+    Raises:
+        IntegrityError: some would go, and not one that stays is good.
+    """
+    judged = [_judged(one, verify) for one in found]
+    stay = tuple(one for one in judged if one.state is State.COMMITTED)
+    go = tuple(one for one in judged if one.state is State.DAMAGED)
+    if go and not stay:
+        raise _none_good(store, go[-1])
+    return Pruning(stay=stay, go=go, damaged=go[::-1])
+
+
+def remove_unchanged(store: Store, one: Checkpoint) -> bool:
+    """Remove a damaged checkpoint; False where it is no longer what was looked at: a run has saved that step
+    again since then."""
+    listing = Listing(store)
+    if one.step not in listing.steps:
+        return False
+    now = listing.judge(one.step)
+    if dataclasses.replace(now, state=one.state, problem=one.problem) != one:
+        return False
+    remove(store, one.folder)
+    return True
+
+
+def _judged(one: Checkpoint, verify: Verify | None) -> Checkpoint:
+    if one.state is not State.COMMITTED or verify is None or not (bad := verify(one)):
+        return one
+    return dataclasses.replace(one, state=State.DAMAGED, problem=bad[0].problem)
+
+
+def _none_good(store: Store, one: Checkpoint) -> IntegrityError:
+    return IntegrityError(
+        f"{store.uri}: not one checkpoint is good, so nothing is removed; {one.problem}",
         hint=f"llmctl ckpt verify {store.uri} --all",
         stage=STAGE,
     )

@@ -238,3 +238,8 @@ class ReplicaReady:
     kernels: str
     load_s: float
     check: Optional[HandoffCheck] = None
+
+
+def why_file(ready_file: str) -> str:
+    """Where a rank leaves the reason of its end, one line, for whoever started it."""
+    return f"{ready_file}.why"

@@ -1,11 +1,12 @@
 """`infer serve` under 1, 8 and 32 clients, and `infer batch` on two hosts beside one.
 
-    python -m tests.bench.bench_infer serve [--clients 1,8,32] [--new 64]
+    python -m tests.bench.bench_infer serve [--clients 1,8,32] [--requests 45,160,320] [--rounds 3]
     python -m tests.bench.bench_infer batch [--lines 256] [--new 64] [--rounds 1]
 
 `serve`: one local host with all cores; the official `openai` client in one process, a thread per client,
 streaming; clients and server share the machine. Throughput counts all tokens over the whole time; a latency
-is that of one whole answer. `batch` needs root: two hosts of the lab, each held to one core by its cgroup,
+is that of one whole answer; with several rounds, which go through all crowds in turn, the last rows hold the
+requests of all of them. `batch` needs root: two hosts of the lab, each held to one core by its cgroup,
 one replica with one thread each. Its work is timed from the first replica's readiness to the last line, by
 the front's clock. Real weights: SmolLM2-135M in bf16.
 """
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +58,40 @@ def ask(client: Any, number: int, new: int) -> tuple[float, float, int]:
     return first, time.perf_counter() - started, tokens
 
 
-def crowd(url: str, clients: int, new: int) -> None:
-    """One row: so many clients, each with one request after the other."""
+@dataclass(frozen=True)
+class Crowd:
+    """What so many clients saw: seconds in all, and `ask`'s numbers of each request."""
+
+    clients: int
+    seconds: float
+    found: list[tuple[float, float, int]]
+
+    def row(self, name: str) -> None:
+        """Print it."""
+        firsts, wholes = sorted(f[0] for f in self.found), sorted(f[1] for f in self.found)
+        told = [statistics.median(firsts), at(firsts, 0.99), statistics.median(wholes), at(wholes, 0.99)]
+        tokens, count = sum(f[2] for f in self.found), len(self.found)
+        cells = " | ".join(f"{value:.2f}" for value in told)
+        rates = f"{tokens / self.seconds:.0f} | {count / self.seconds:.2f}"
+        print(f"| {name} | {self.clients} | {count} | {rates} | {cells} |", flush=True)
+
+
+def crowd(url: str, clients: int, count: int, new: int) -> Crowd:
+    """So many clients, each with one request after the other."""
     import openai
 
-    count = max(12, clients * 4)
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300.0) as client:
         with ThreadPoolExecutor(clients) as threads:
             list(threads.map(lambda n: ask(client, n, new), range(clients)))  # warm
             started = time.perf_counter()
             found = list(threads.map(lambda n: ask(client, n, new), range(count)))
-        seconds = time.perf_counter() - started
-    firsts, wholes = sorted(f[0] for f in found), sorted(f[1] for f in found)
-    told = [statistics.median(firsts), at(firsts, 0.99), statistics.median(wholes), at(wholes, 0.99)]
-    rate = sum(f[2] for f in found) / seconds
-    cells = " | ".join(f"{value:.2f}" for value in told)
-    print(f"| {clients} | {count} | {rate:.0f} | {count / seconds:.2f} | {cells} |", flush=True)
+        return Crowd(clients, time.perf_counter() - started, found)
+
+
+def together(rounds: list[Crowd]) -> Crowd:
+    """All requests of the same crowd in several rounds."""
+    found = [one for crowd in rounds for one in crowd.found]
+    return Crowd(rounds[0].clients, sum(crowd.seconds for crowd in rounds), found)
 
 
 def at(ordered: list[float], share: float) -> float:
@@ -86,11 +106,18 @@ def serve(given: argparse.Namespace, folder: Path) -> None:
     said: list[str] = []
     threading.Thread(target=lambda: said.extend(iter(shown.stdout.readline, "")), daemon=True).start()  # type: ignore[union-attr]
     url = until(lambda: re.search(r"http://\S+/v1", "".join(said)), within=200, what="the URL")[0]
-    print("| clients | requests | tokens/s | requests/s | first piece p50, s | p99 | answer p50, s | p99 |")
-    print("|---|---|---|---|---|---|---|---|")
+    sizes = [int(part) for part in given.clients.split(",")]
+    counts = [int(part) for part in given.requests.split(",")]
+    seen: dict[int, list[Crowd]] = {clients: [] for clients in sizes}
+    print("| round | clients | requests | tokens/s | requests/s | first p50, s | p99 | answer p50, s | p99 |")
+    print("|---|---|---|---|---|---|---|---|---|")
     try:
-        for clients in (int(part) for part in given.clients.split(",")):
-            crowd(url, clients, given.new)
+        for number in range(given.rounds):
+            for clients, count in zip(sizes, counts, strict=True):
+                seen[clients].append(crowd(url, clients, count, given.new))
+                seen[clients][-1].row(str(number + 1))
+        for rounds in seen.values():
+            together(rounds).row("all")
     finally:
         run = cluster.json("status")["runs"][0]["run_id"]
         cluster.run("stop", run, "--grace", "2")
@@ -142,6 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("serve", "batch"))
     parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--requests", default="45,160,320", help="in all, for each of --clients")
     parser.add_argument("--lines", type=int, default=256)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)

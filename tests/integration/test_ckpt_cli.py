@@ -100,6 +100,24 @@ def test_prune_refuses_where_nothing_is_good(cluster: Cluster, place: Path) -> N
     assert steps(place) == before
 
 
+def test_damaged_ones_go_when_asked_for(cluster: Cluster, place: Path) -> None:
+    """Shown first, and not one without a yes; then each of them, newer than the good ones or not."""
+    (place / checkpoint_name(20) / "a").unlink()
+    flip(place / checkpoint_name(40) / "a")
+    before = steps(place)
+    told = cluster.run("ckpt", "prune", str(place), "--damaged", "--dry-run").stdout.splitlines()
+    assert told[0].split() == ["keep", "10,", "30"]
+    assert [line.split()[:2] for line in told[1:]] == [["remove", "20"], ["remove", "40"]]
+    assert "step-00000040/a: expected sha256" in told[2]
+    assert "--yes" in cluster.run("ckpt", "prune", str(place), "--damaged", expect=2).stderr
+    assert "--keep" in cluster.run("ckpt", "prune", str(place), "--damaged", "--keep", "1", expect=2).stderr
+    assert steps(place) == before
+    document = cluster.json("ckpt", "prune", str(place), "--damaged", "--yes")
+    assert (document["kept"], [one["step"] for one in document["removed"]]) == ([10, 30], [20, 40])
+    assert steps(place) == [checkpoint_name(step) for step in (10, 30)]
+    assert "remove  nothing" in cluster.run("ckpt", "prune", str(place), "--damaged").stdout
+
+
 def test_prune_removes_what_the_dead_left(cluster: Cluster, place: Path) -> None:
     """Rests stay while they are young, because their writer may live, and go when they are old."""
     for name in (".tmp-step-00000050-demo-1.part", checkpoint_name(60)):
@@ -165,3 +183,6 @@ def test_every_verb_on_a_real_store(
     document = cluster.json("ckpt", "prune", uri, "--keep", "1")
     assert (document["kept"], [one["step"] for one in document["removed"]]) == ([2], [1])
     assert {file.path.split("/")[0] for file in store.list()} == {checkpoint_name(2), checkpoint_name(3)}
+    document = cluster.json("ckpt", "prune", uri, "--damaged", "--yes")
+    assert (document["kept"], [one["step"] for one in document["removed"]]) == ([2], [3])
+    assert {file.path.split("/")[0] for file in store.list()} == {checkpoint_name(2)}

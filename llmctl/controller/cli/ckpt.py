@@ -29,7 +29,8 @@ VERIFY_EPILOG = (
 )
 PRUNE_EPILOG = (
     "Examples:\n\n    llmctl ckpt prune s3://bucket/demo --keep 2 --dry-run\n\n"
-    "    llmctl ckpt prune s3://bucket/demo --keep 2 --keep-every 1000"
+    "    llmctl ckpt prune s3://bucket/demo --keep 2 --keep-every 1000\n\n"
+    "    llmctl ckpt prune s3://bucket/demo --damaged --dry-run"
 )
 
 UriArgument = Annotated[
@@ -98,13 +99,23 @@ def verify(
 @ckpt_app.command("prune", epilog=PRUNE_EPILOG)
 def prune(
     target: UriArgument,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="So many of the newest good ones stay.")],
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="So many of the newest good ones stay.")
+    ] = None,
     keep_every: Annotated[
         int, typer.Option("--keep-every", metavar="STEPS", min=0, help="Multiples of this stay, too.")
     ] = 0,
+    damaged: Annotated[
+        bool, typer.Option("--damaged", help="Only those that are not what was saved; reads them all.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before damaged ones go.")] = False,
     check: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Read the newest that stays before any other goes.")
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Read the newest that stays before any other goes; --damaged: all of them.",
+        ),
     ] = True,
     older_than: Annotated[
         float,
@@ -115,14 +126,23 @@ def prune(
 ) -> None:
     """Remove old checkpoints, and what dead writers left; never the last good one.
 
-    A damaged checkpoint counts for nothing, and is not removed while no newer one is good.
+    A damaged checkpoint counts for nothing, and is not removed while no newer one is good. With --damaged
+    every such one goes, newer or not, and nothing else; at least one good one must stay.
     """
+    from llmctl.controller.cli import ckpt_damaged
     from llmctl.controller.cli.session import Session
+    from llmctl.errors import ConfigError
     from llmctl.storage.retention import Retention
 
+    if (keep is None) != damaged or (damaged and keep_every):
+        raise ConfigError("either --keep (and --keep-every) or --damaged: what is to go?")
     session = Session(hosts=hosts, output=checked_output(output))
     try:
         store = _open(_needed_uri(session, target))
+        if keep is None:
+            verify = (lambda one: _verified(session, store, one)) if check else None
+            ckpt_damaged.prune(session, store, verify, dry_run=dry_run, yes=yes)
+            return
         retention = Retention(keep=keep, keep_every=keep_every)
         pruning = _plan(session, store, retention, time.time() - older_than, check=check)
         _carry_out(session, store, pruning, older_than, dry_run=dry_run)

@@ -80,7 +80,7 @@ def findings_document(one: Checkpoint, findings: Sequence[Finding]) -> dict[str,
 
 def pruning_lines(pruning: Pruning) -> list[str]:
     """What a prune does, before it does it."""
-    lines = [f"keep    {_steps(pruning.stay)}"]
+    lines = [f"keep    {step_names(pruning.stay)}"]
     lines += [f"remove  {one.step}  {size(one.bytes)}  {_why(one)}" for one in pruning.go]
     lines += [f"damaged {one.step}  {one.problem}" for one in pruning.damaged if one not in pruning.go]
     return lines if pruning.go else [*lines, "remove  nothing"]
@@ -97,7 +97,8 @@ def pruning_document(pruning: Pruning, leftovers: Sequence[str], *, dry_run: boo
     }
 
 
-def _steps(found: Sequence[Checkpoint]) -> str:
+def step_names(found: Sequence[Checkpoint]) -> str:
+    """Their steps in one line; a long list is cut."""
     return names([str(one.step) for one in found], most=12) or "none"
 
 

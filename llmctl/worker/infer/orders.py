@@ -83,13 +83,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Exited:
-    """A rank has ended; `code` as a shell has it, 128+n for signal n."""
+    """A rank has ended; `code` as a shell has it, 128+n for signal n; `why`: its own words, if it had any."""
 
     op: ClassVar[str] = "exited"
     replica: int
     generation: int
     rank: int
     code: int
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -181,9 +181,9 @@ class Supervisor:
         if isinstance(message, HostGone):
             raise HostUnreachableError(f"{message.host} is gone", stage="infer")
         if isinstance(message, Exited):
-            how = f"rank {message.rank} ended with {message.code}"
+            how = message.why or f"rank {message.rank} ended with {message.code}"
             if message.code == ExitCode.NO_RETRY:
-                raise JobFailedError(f"{how}: see its log", hint="llmctl logs says why", stage="infer")
+                raise JobFailedError(how, hint="llmctl logs says more", stage="infer")
             raise HostUnreachableError(how, stage="infer")
 
     async def _serve(self, client: ReplicaClient, station: Station) -> None:

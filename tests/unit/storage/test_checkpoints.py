@@ -26,8 +26,16 @@ from llmctl.storage.checkpoints import (
     survey,
 )
 from llmctl.storage.files import Store, open_store
+from llmctl.storage.findings import Finding
 from llmctl.storage.local import LocalStore
-from llmctl.storage.retention import Retention, plan, prune, verified_plan
+from llmctl.storage.retention import (
+    Retention,
+    damaged_plan,
+    plan,
+    prune,
+    remove_unchanged,
+    verified_plan,
+)
 from llmctl.wire.manifests import COMMIT_MARKER, CheckpointManifest, FileEntry, checkpoint_name
 
 
@@ -185,6 +193,44 @@ def test_no_good_one_is_an_error_not_a_prune(store: Store) -> None:
         store.write_bytes(f"{checkpoint_name(step)}/a", b"wEights")
     with pytest.raises(IntegrityError, match="not one checkpoint is good"):
         verified_plan(store, survey(store), Retention(keep=1), unfinished_before=0.0)
+
+
+def test_only_damaged_ones_go_and_never_all(store: Store) -> None:
+    """By marker, size, contents: each goes, newer than all good ones or not; without a good one none."""
+    for step in (1, 2, 3, 4):
+        put(store, step)
+    store.delete(f"{checkpoint_name(1)}/a")
+    store.write_bytes(f"{checkpoint_name(3)}/{COMMIT_MARKER}", b"no manifest")
+    store.write_bytes(f"{checkpoint_name(4)}/a", b"wEights")
+    store.write_bytes("step-00000009/a", b"being written")
+
+    def verify(one: Checkpoint) -> list[Finding]:
+        assert one.manifest is not None
+        return findings(store, one.folder, one.manifest)
+
+    pruning = damaged_plan(store, survey(store), verify)
+    assert ([one.step for one in pruning.stay], [one.step for one in pruning.go]) == ([2], [1, 3, 4])
+    assert [one.step for one in damaged_plan(store, survey(store)).go] == [1, 3]
+    for one in pruning.go:
+        assert remove_unchanged(store, one)
+    assert states(store) == {2: State.COMMITTED, 9: State.UNFINISHED}
+    store.write_bytes(f"{checkpoint_name(2)}/a", b"wEights")
+    with pytest.raises(IntegrityError, match="not one checkpoint is good"):
+        damaged_plan(store, survey(store), verify)
+
+
+def test_one_that_was_saved_again_is_no_longer_damaged(store: Store) -> None:
+    """Between look and removal a run may save the step anew: that stays; one that has gone is no error."""
+    for step in (1, 2, 3):
+        put(store, step)
+    for step in (2, 3):
+        store.delete(f"{checkpoint_name(step)}/a")
+    two, three = damaged_plan(store, survey(store)).go
+    put(store, 2)
+    remove(store, checkpoint_name(3))
+    assert not remove_unchanged(store, two)
+    assert not remove_unchanged(store, three)
+    assert states(store) == {1: State.COMMITTED, 2: State.COMMITTED}
 
 
 @given(
