@@ -33,7 +33,7 @@ STALL_S = 60.0
 CONNECT_S = 5.0
 _BLOCK = 1 << 20
 _TURN_S = 0.2
-_LINE = 1 << 20
+_LINE = 1 << 24
 
 
 def relay() -> None:
@@ -44,7 +44,7 @@ def relay() -> None:
         listener.listen(64)
         _say(RelayHello(port=listener.getsockname()[1]))
         request = codec.loads(RelayRequest, stdin.readline(_LINE))
-        with Shelf(os.path.expanduser(request.folder), request.blobs) as shelf:
+        with Shelf(os.path.expanduser(request.folder), request.blobs, request.places) as shelf:
             _say(RelayWanted(missing=tuple(blob.sha256 for blob in shelf.missing), free=shelf.free()))
             serving = _Serving(listener, request, shelf)
             serving.start()

@@ -1,4 +1,8 @@
-"""The files of one relay: written as they come, read by those who hand them on, renamed when whole."""
+"""The files of one relay: written as they come, read by those who hand them on, renamed when whole.
+
+They lie in folders named by their content, or, where the request has `places`, under names of their own. Then
+the last of them is their manifest: it comes last, and where another one stands nothing is touched.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +12,46 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Optional
 
 from llmctl.errors import IntegrityError, TransferError
+from llmctl.node.wheels import digest
 from llmctl.wire.environments import Blob
 
 _BLOCK = 1 << 20
+_COPY = ".copy.part"
 
 
 class Shelf:
-    """Some files below one folder, `<folder>/<sha256>/<name>`; those that are not there are `missing`."""
+    """Some files below one folder; those that are not there are `missing`.
 
-    def __init__(self, folder: str, blobs: Sequence[Blob]) -> None:
+    Args:
+        places: paths below the folder, by hash; without it each file is `<sha256>/<name>`.
+
+    Raises:
+        IntegrityError: a path that leaves the folder, or the folder holds something else.
+    """
+
+    def __init__(
+        self, folder: str, blobs: Sequence[Blob], places: Optional[Mapping[str, Sequence[str]]] = None
+    ) -> None:
         self._folder = folder
         self._blobs = {blob.sha256: blob for blob in blobs}
+        self._places = places or {}
         self._changed = threading.Condition()
         self._failed = False
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.makedirs(folder, mode=0o777 if self._places else 0o700, exist_ok=True)
+        if self._places:
+            self._refuse_another(blobs[-1])
         self.missing = [blob for blob in blobs if not self._there(blob)]
         self._got = {blob.sha256: blob.size for blob in blobs}
         for blob in self.missing:
             self._got[blob.sha256] = 0
-        self._open: dict[str, int] = {}
+        self._done = set(self._got) - {blob.sha256 for blob in self.missing}
 
     def __enter__(self) -> Shelf:
-        for blob in self.missing:
-            os.makedirs(os.path.dirname(self._path(blob)), mode=0o700, exist_ok=True)
-            fd = os.open(self._beside(blob), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            self._open[blob.sha256] = fd
         return self
 
     def __exit__(
@@ -47,10 +61,6 @@ class Shelf:
         trace: TracebackType | None,
     ) -> None:
         self.fail()
-        for sha, fd in self._open.items():
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                os.unlink(self._beside(self._blobs[sha]))
 
     def free(self) -> int:
         """Bytes free for more."""
@@ -66,8 +76,20 @@ class Shelf:
             self._fill_one(blob, read)
 
     def _fill_one(self, blob: Blob, read: Callable[[int], bytes]) -> None:
-        total = hashlib.sha256()
-        fd, left = self._open[blob.sha256], blob.size
+        beside = self._beside(blob)
+        os.makedirs(os.path.dirname(beside), mode=0o777 if self._places else 0o700, exist_ok=True)
+        mode = 0o666 if self._places else 0o600
+        fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            self._write(blob, fd, read)
+            self._into_place(blob, beside)
+        finally:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+
+    def _write(self, blob: Blob, fd: int, read: Callable[[int], bytes]) -> None:
+        total, left = hashlib.sha256(), blob.size
         while left:
             data = read(min(left, _BLOCK))
             if not data:
@@ -80,7 +102,17 @@ class Shelf:
             self._add(blob, len(data))
         if total.hexdigest() != blob.sha256:
             raise IntegrityError(f"{blob.name} arrived damaged")
-        os.rename(self._beside(blob), self._path(blob))
+
+    def _into_place(self, blob: Blob, beside: str) -> None:
+        """Under its name, and as a copy under any further one: equal files are sent once."""
+        first, *others = self._paths(blob)
+        for path in others:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            shutil.copyfile(beside, path + _COPY)
+            os.rename(path + _COPY, path)
+        os.rename(beside, first)
+        with self._changed:
+            self._done.add(blob.sha256)
 
     def fail(self) -> None:
         """Nothing more will come: those who wait to hand it on give up."""
@@ -97,6 +129,9 @@ class Shelf:
         blob = self._blobs.get(sha256)
         if blob is None:
             raise IntegrityError("a file that is not of this transfer")
+        if blob.size == 0:
+            return
+        self._wait_beyond(blob, 0)
         sent = 0
         with self._reader(blob) as file:
             while sent < blob.size:
@@ -105,8 +140,11 @@ class Shelf:
 
     def _reader(self, blob: Blob) -> BinaryIO:
         """A file of its own to read from; one that is being written keeps its content when it is renamed."""
-        fd = self._open.get(blob.sha256)
-        return open(self._path(blob) if fd is None else f"/proc/self/fd/{fd}", "rb")
+        with self._changed:
+            done = blob.sha256 in self._done
+        with contextlib.suppress(FileNotFoundError):
+            return open(self._paths(blob)[0] if done else self._beside(blob), "rb")
+        return open(self._paths(blob)[0], "rb")  # renamed just now
 
     def _wait_beyond(self, blob: Blob, sent: int) -> int:
         with self._changed:
@@ -122,13 +160,31 @@ class Shelf:
             self._changed.notify_all()
 
     def _there(self, blob: Blob) -> bool:
+        """In a folder named by its content the size is enough: it was checked before it got there."""
         try:
-            return os.path.getsize(self._path(blob)) == blob.size
+            sizes = {os.path.getsize(path) for path in self._paths(blob)}
         except OSError:
             return False
+        if sizes != {blob.size}:
+            return False
+        return not self._places or all(digest(path) == blob.sha256 for path in self._paths(blob))
 
-    def _path(self, blob: Blob) -> str:
-        return os.path.join(self._folder, blob.sha256, blob.name)
+    def _refuse_another(self, manifest: Blob) -> None:
+        path = self._paths(manifest)[0]
+        if os.path.lexists(path) and not self._there(manifest):
+            raise IntegrityError(
+                f"{path} is there and is another one", hint="name another folder, or remove that one there"
+            )
+
+    def _paths(self, blob: Blob) -> list[str]:
+        places = self._places.get(blob.sha256)
+        if places is None:
+            return [os.path.join(self._folder, blob.sha256, blob.name)]
+        for place in places:
+            if os.path.isabs(place) or ".." in place.split("/"):
+                raise IntegrityError(f"{place!r} is not a path below a folder")
+        return [os.path.join(self._folder, place) for place in places]
 
     def _beside(self, blob: Blob) -> str:
-        return os.path.join(self._folder, blob.sha256, f".{os.getpid()}.part")
+        folder, name = os.path.split(self._paths(blob)[0])
+        return os.path.join(folder, f".{name}.{os.getpid()}.part")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 READY = "ready.json"
@@ -119,6 +119,7 @@ class RelayRequest:
         sources: addresses of the parent, in order of trial; empty: what is wanted follows on stdin.
         port: the parent's.
         children: hosts that will come for the files; it ends when it has served as many, or stdin ends.
+        places: where in `folder` each goes instead, by hash; then the last file is their manifest.
     """
 
     token: str
@@ -127,6 +128,7 @@ class RelayRequest:
     sources: tuple[str, ...] = ()
     port: int = 0
     children: int = 0
+    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     sudo python tests/bench/bench_hosts.py [--hosts 4] [--names 32] [--runs 5] [--ansible /path/to/ansible]
 
-Needs root: the hosts are namespaces of this machine, so that its cores do the work of all of them. `--names`
-Needs root: the hosts are namespaces of this machine, whose cores do the work of all of them. `--names`
+Needs root: the hosts are namespaces of this machine, whose cores do the work of all of them. `--names` are
+endpoints, each an alias of a host. `--bootstrap` adds a second `hosts bootstrap`, with nothing to do.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.bench.side_by_side import Way, by_turns, table
 from tests.lab.hosts import Lab
+from tests.wheel_kit import make_wheel
 
 
 def run(lab: Lab, argv: list[str], folder: Path, **env: str) -> Way:
@@ -54,11 +55,22 @@ def ways(lab: Lab, names: list[str], folder: Path, ansible: str | None) -> dict[
     return {name: (lambda: None, way) for name, way in present.items()}
 
 
+def second_bootstrap(lab: Lab, folder: Path) -> tuple[Way, Way]:
+    """The hosts are made ready here, for a package of one file; what is timed finds that."""
+    make_wheel(folder / "index", "alpha", "1.0")
+    (folder / "requirements.txt").write_text("alpha\n")
+    argv = [sys.executable, "-m", "llmctl", "hosts", "bootstrap", "-r", "requirements.txt", "--wheelhouse"]
+    again = run(lab, argv, folder, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(folder / "index"))
+    again()
+    return (lambda: None, again)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--names", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--bootstrap", action="store_true")
     parser.add_argument("--ansible", default=shutil.which("ansible"))
     options = parser.parse_args()
     root = Path(__file__).parents[2]
@@ -80,7 +92,10 @@ def main() -> None:
         (folder / "hosts.yaml").write_text(
             yaml.safe_dump({"version": 1, "pools": {"main": {"hosts": hosts}}})
         )
-        medians = by_turns(ways(lab, names, folder, options.ansible), options.runs)
+        asked = ways(lab, names, folder, options.ansible)
+        if options.bootstrap:
+            asked["second llmctl hosts bootstrap"] = second_bootstrap(lab, folder)
+        medians = by_turns(asked, options.runs)
     table(f"{options.names} endpoints on {options.hosts} hosts", medians, "pdsh true", options.runs)
 
 

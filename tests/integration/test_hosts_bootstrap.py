@@ -71,6 +71,7 @@ def environments(cluster: Cluster, name: str = "a") -> list[str]:
     return sorted(path.name for path in (cluster.workdir(name) / "env").iterdir() if path.name != "by")
 
 
+@pytest.mark.timeout(600)  # a dozen commands one after the other, on a machine that others may use
 def test_from_nothing_to_a_run_in_its_environment(cluster: Cluster, lab: Lab) -> None:
     """Missing: refused with what to do. Made: once, host to host; then found, used, equal, and pruned."""
     asks(cluster, "alpha", "lent-torch")

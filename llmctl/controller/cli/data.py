@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.controller.cli import datasets
+from llmctl.controller.cli import datasend, datasets
 from llmctl.controller.cli.options import OutputOption, checked_output
 
 if TYPE_CHECKING:
     from llmctl.controller.cli.session import Session
     from llmctl.wire.manifests import ShardManifest, TarManifest
 
-data_app = typer.Typer(help="Make data sets, look at them, check them.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Make data sets, look at them, check them, send them to hosts.", no_args_is_help=True
+)
 
 EPILOG = (
     "Examples:\n\n"
@@ -30,6 +32,7 @@ _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.I)
 
 def register(app: typer.Typer) -> None:
     data_app.command("ls", epilog=datasets.LS_EPILOG)(datasets.ls)
+    data_app.command("send", epilog=datasend.EPILOG)(datasend.send)
     data_app.command("verify", epilog=datasets.VERIFY_EPILOG)(datasets.verify)
     data_app.command("audit", epilog=datasets.AUDIT_EPILOG)(datasets.audit)
     app.add_typer(data_app, name="data")
@@ -37,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 @data_app.callback()
 def _root() -> None:
-    """Make data sets, look at them, check them."""
+    """Make data sets, look at them, check them, send them to hosts."""
 
 
 @data_app.command("shard", epilog=EPILOG)

@@ -84,7 +84,8 @@ def _of_host(connections: Connections, host: Host, archive: AgentArchive, run_id
         if file.path == COMMIT_MARKER
     ]
     with tempfile.TemporaryDirectory(prefix="llmctl-markers-") as here:
-        pull(connections.get(host.name), root, markers, Path(here), python=spec.launch.python)
+        python, transport = spec.launch.python, connections.get(host.name)
+        pull(transport, root, markers, Path(here), python=python, or_python=host.python)
         texts = {item.path: Path(here, item.path).read_bytes() for item in markers}
     return [
         judged(folder, int(folder.removeprefix("step-")), files, texts.get(f"{folder}/{COMMIT_MARKER}"))

@@ -153,7 +153,15 @@ def _pull_small(
             items.append(PullItem(path=file.path, size=file.size, offset=offset))
     dest.mkdir(parents=True, exist_ok=True)
     transport = connections.get(source.host.name)
-    result = pull(transport, source.root, items, dest, python=source.python, progress=progress)
+    result = pull(
+        transport,
+        source.root,
+        items,
+        dest,
+        python=source.python,
+        or_python=source.host.python,
+        progress=progress,
+    )
     times = {file.path: file.mtime_ns for file in source.files}
     for item in items:  # the host's time, by which the next pull sees that nothing changed
         os.utime(dest / item.path, ns=(times[item.path], times[item.path]))
@@ -190,12 +198,19 @@ def _pull_checkpoint(
     root = f"{source.checkpoint_root}/{name}"
     marker = next(f for f in source.files if f.path == f"{CHECKPOINTS}{name}/{COMMIT_MARKER}")
     first = pull(
-        transport, root, [PullItem(path=COMMIT_MARKER, size=marker.size)], part, python=source.python
+        transport,
+        root,
+        [PullItem(path=COMMIT_MARKER, size=marker.size)],
+        part,
+        python=source.python,
+        or_python=source.host.python,
     )
     manifest = codec.loads(CheckpointManifest, (part / COMMIT_MARKER).read_bytes())
     missing = [entry for entry in manifest.files if not _is_whole(part / entry.path, entry)]
     items = [PullItem(path=e.path, size=e.size, sha256=e.sha256) for e in missing]
-    rest = pull(transport, root, items, part, python=source.python, progress=progress)
+    rest = pull(
+        transport, root, items, part, python=source.python, or_python=source.host.python, progress=progress
+    )
     for entry in missing:
         if not _is_whole(part / entry.path, entry):
             (part / entry.path).unlink(missing_ok=True)

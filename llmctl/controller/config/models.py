@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from llmctl.controller.config.attempts import RestartsSection, WatchSection
 from llmctl.controller.config.fields import (
@@ -107,6 +107,21 @@ class EnvSection(Strict):
         "auto",
         description="build of torch: auto (by driver), `default` (the index's own), cpu, cu128, rocm6.4 …",
     )
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _not_made_here(cls, value: object) -> object:
+        if value == "conda":
+            raise ValueError(
+                "conda environments are not made, but used: `kind: system`, and in hosts.yaml"
+                " `python: ~/miniconda3/envs/NAME/bin/python`"
+            )
+        if value == "container":
+            raise ValueError(
+                "containers are used by `kind: system`, and in hosts.yaml `python:` with a script that"
+                " starts Python in the image (docs/hosts.md)"
+            )
+        return value
 
 
 class MixEntry(Strict):

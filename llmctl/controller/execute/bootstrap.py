@@ -12,7 +12,7 @@ from llmctl.controller.config.requirements import Requirements
 from llmctl.controller.config.types import Host
 from llmctl.controller.execute import pythons
 from llmctl.controller.execute.facts import facts_of, master_target
-from llmctl.controller.execute.fanout import Member, fan_out
+from llmctl.controller.execute.fanout import Member, fan_out, peer_addresses
 from llmctl.controller.execute.identity import Recogniser
 from llmctl.controller.execute.locking import Locker
 from llmctl.controller.plan.bootstrap import (
@@ -251,15 +251,10 @@ def _blobs(task: Task, pip: Blob) -> list[Blob]:
 
 
 def _member(task: Task) -> Member:
-    """Its peers' ways to it: what hosts.yaml says, the address that we use, then its own interfaces'."""
-    facts = task.facts
-    own = [one.ip for one in facts.python.addresses] if facts.python else []
-    found = [task.host.internal_addr, facts.reached_by, *own]
-    addresses = tuple(dict.fromkeys(ip for ip in found if ip and not ip.startswith("127.")))
     return Member(
         host=_host(task),
-        folder=HostLayout(facts.workdir).wheels,
-        addresses=addresses or ("127.0.0.1",),
+        folder=HostLayout(task.facts.workdir).wheels,
+        addresses=peer_addresses(task.host, task.facts),
     )
 
 

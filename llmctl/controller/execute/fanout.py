@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.backends.talk import EndedError, Talk
 from llmctl.controller.config.types import Host
 from llmctl.controller.plan.fanout import Branch, tree
+from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.transport.pool import Connections
-from llmctl.errors import LlmctlError, RemoteCommandError
+from llmctl.errors import LlmctlError, RemoteCommandError, TransferError
 from llmctl.wire.environments import Blob, RelayHello, RelayReply, RelayRequest, RelayWanted
 
 STAGE = "fan-out"
@@ -28,13 +29,15 @@ HELLO_S = 60.0
 STALL_S = 60.0
 _BLOCK = 1 << 20
 
+Progress = Callable[[int], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One host that is to have the files.
 
     Attributes:
-        folder: absolute path there; each file goes to `<sha256>/<name>` in it.
+        folder: absolute path there; each file goes to `<sha256>/<name>` in it, or where `places` says.
         addresses: how peers may reach it, in order of trial.
     """
 
@@ -67,19 +70,36 @@ def fan_out(
     content: Callable[[Blob], Path],
     connections: Connections,
     archive: AgentArchive,
+    *,
+    places: Mapping[str, tuple[str, ...]] | None = None,
+    progress: Progress = lambda _count: None,
 ) -> dict[str, Delivered | LlmctlError]:
     """Every host has every file afterwards, checked by hash; one result each, in the members' order.
 
     Args:
         content: where a file lies here.
+        places: paths below the members' folders, by hash; then the last of `blobs` is their manifest.
+        progress: told of bytes that left here.
     """
-    transfer = _Transfer(blobs, content, connections, archive)
-    results = transfer.run(members)
+
+    def transfer() -> _Transfer:
+        return _Transfer(blobs, content, connections, archive, places or {}, progress)
+
+    tree = transfer()
+    results = tree.run(members)
     for member in members:
         failed = results[member.host.name]
-        if len(members) > 1 and isinstance(failed, LlmctlError) and member.host.name in transfer.opened:
-            results.update(_Transfer(blobs, content, connections, archive).run([member]))
+        if len(members) > 1 and isinstance(failed, LlmctlError) and member.host.name in tree.opened:
+            results.update(transfer().run([member]))
     return results
+
+
+def peer_addresses(host: Host, facts: HostFacts) -> tuple[str, ...]:
+    """Its peers' ways to a host: what hosts.yaml says, the address that we use, then its own interfaces'."""
+    own = [one.ip for one in facts.python.addresses] if facts.python else []
+    found = [host.internal_addr, facts.reached_by, *own]
+    addresses = tuple(dict.fromkeys(ip for ip in found if ip and not ip.startswith("127.")))
+    return addresses or ("127.0.0.1",)
 
 
 class _Transfer:
@@ -91,7 +111,11 @@ class _Transfer:
         content: Callable[[Blob], Path],
         connections: Connections,
         archive: AgentArchive,
+        places: Mapping[str, tuple[str, ...]],
+        progress: Progress,
     ) -> None:
+        self._places = dict(places)
+        self._progress = progress
         self._blobs = tuple(blobs)
         self._content = content
         self._connections = connections
@@ -133,11 +157,15 @@ class _Transfer:
                     sources=parent.member.addresses if parent else (),
                     port=parent.port if parent else 0,
                     children=branch.children,
+                    places=self._places,
                 )
             )
-            missing = set(relay.talk.hear(RelayWanted, deadline_s=HELLO_S).missing)
+            # With places it reads what is there, to compare it.
+            wanted = relay.talk.hear(RelayWanted, deadline_s=DEADLINE_S if self._places else HELLO_S)
+            missing = [blob for blob in self._blobs if blob.sha256 in set(wanted.missing)]
+            _refuse_full(missing, wanted, relay.member)
             if parent is None:
-                self._feed(relay.talk, [blob for blob in self._blobs if blob.sha256 in missing])
+                self._feed(relay.talk, missing)
             reply = relay.talk.hear(RelayReply, deadline_s=DEADLINE_S)
             return Delivered(bytes=reply.bytes, source=branch.parent)
         except EndedError as ended:
@@ -150,3 +178,15 @@ class _Transfer:
                 with self._content(blob).open("rb", buffering=0) as file:
                     while data := file.read(_BLOCK):
                         talk.send(data, deadline_s=STALL_S)
+                        self._progress(len(data))
+
+
+def _refuse_full(missing: Sequence[Blob], wanted: RelayWanted, member: Member) -> None:
+    needed = sum(blob.size for blob in missing)
+    if needed > wanted.free:
+        raise TransferError(
+            f"{needed / 1e6:.0f} MB are to come, {wanted.free / 1e6:.0f} MB are free in {member.folder}",
+            host=member.host.name,
+            stage=STAGE,
+            hint=f"make room: llmctl hosts clean --limit {member.host.name}",
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -40,10 +40,11 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostNote:
-    """All that is remembered of one host."""
+    """All that is remembered of one host. `entry`: that of hosts.yaml when it was last applied."""
 
     pin: Optional[Pin] = None
     drained: Optional[Drained] = None
+    entry: Optional[dict[str, Any]] = None
 
 
 class HostBook:
@@ -75,11 +76,29 @@ class HostBook:
 
     def set_pin(self, name: str, pin: Pin | None) -> None:
         """Remember or forget who a host is."""
-        self._change(name, lambda note: HostNote(pin=pin, drained=note.drained))
+        self._change(name, lambda note: replace(note, pin=pin))
 
     def set_drained(self, name: str, mark: Drained | None) -> None:
         """Remember that a host is drained, or that it no longer is."""
-        self._change(name, lambda note: HostNote(pin=note.pin, drained=mark))
+        self._change(name, lambda note: replace(note, drained=mark))
+
+    def entries(self) -> dict[str, dict[str, Any] | None]:
+        """Every remembered host by name, with its entry where it was applied."""
+        return {name: note.entry for name, note in self._notes().items()}
+
+    def set_entry(self, name: str, entry: dict[str, Any]) -> None:
+        """Remember the entry of a host that was found fit."""
+        self._change(name, lambda note: replace(note, entry=entry))
+
+    def forget(self, name: str) -> None:
+        """Remember nothing more of a host."""
+        self._change(name, lambda _note: HostNote())
+
+    def rename(self, old: str, new: str) -> None:
+        """All that is known of `old` is known of `new`; its entry counts when it is applied anew."""
+        note = self._notes().get(old, HostNote())
+        self._change(new, lambda _note: replace(note, entry=None))
+        self.forget(old)
 
     def _notes(self) -> dict[str, HostNote]:
         found = {}

@@ -74,6 +74,13 @@ class PullResult:
     bytes: int
 
 
+_START = r"""
+P=$1; command -v "$P" >/dev/null 2>&1 || P=$2; shift 2
+case $P in "~/"*) P=$HOME/${P#??};; esac
+exec "$P" -c "$@"
+"""
+
+
 def pull(
     transport: Transport,
     root: str,
@@ -81,9 +88,13 @@ def pull(
     dest: Path,
     *,
     python: str = "python3",
+    or_python: str = "",
     progress: Progress | None = None,
 ) -> PullResult:
     """Fetch `items` (relative to `root` on the host, `~` is the host's) to the same paths below `dest`.
+
+    Args:
+        or_python: taken where there is no `python`: that of the ranks may be inside a container.
 
     Raises:
         IntegrityError: a path that leaves `dest`, or content that is not what its sha256 says.
@@ -96,7 +107,8 @@ def pull(
     dest.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
     total = 0
-    with transport.open([python, "-c", _SENDER, root], stage=STAGE) as stream:
+    argv = ["sh", "-c", _START, "llmctl-pull", python, or_python or python, _SENDER, root]
+    with transport.open(argv, stage=STAGE) as stream:
         _ask(stream, items)
         receiver = _Receiver(stream, transport.host)
         for item in items:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from llmctl.controller.config.types import Host, Inventory
+from llmctl.controller.plan.inventorydiff import Change, Edit
 
 
 def inventory_table(inventory: Inventory) -> Table:
@@ -23,6 +26,23 @@ def inventory_table(inventory: Inventory) -> Table:
                 cells.append(_drained(inventory, host))
             table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+MARK = {Edit.NEW: "+", Edit.CHANGED: "~", Edit.RENAMED: "~", Edit.GONE: "-"}
+
+
+def change_lines(changes: Sequence[Change]) -> list[str]:
+    """`~ b  addr 10.0.0.2 -> 10.0.0.9`, one per change, then how many are as before."""
+    lines = [f"{MARK[one.edit]} {one.name}  {_edit(one)}" for one in changes if one.edit in MARK]
+    same = sum(one.edit is Edit.SAME for one in changes)
+    if same:
+        lines.append(f"  {same} host{'s' * (same != 1)} as before, not asked")
+    return lines
+
+
+def _edit(change: Change) -> str:
+    words = {Edit.NEW: "new", Edit.RENAMED: f"was {change.was}", Edit.GONE: "not in the file: forgotten"}
+    return " · ".join(part for part in (words.get(change.edit, ""), *change.what) if part)
 
 
 def plain_table(*titles: str) -> Table:

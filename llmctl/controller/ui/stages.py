@@ -24,6 +24,11 @@ class Stage:
         self._counted = 0
         self._lock = threading.Lock()
 
+    @property
+    def bytes(self) -> int:
+        """The sum of what `add_bytes` was told."""
+        return self._bytes
+
     def doing(self, what: str) -> None:
         """What comes next, for the spinner."""
         self._show(what)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from llmctl.controller.cli.hosts import (
+    apply,
     bootstrap,
     check,
     clean,
@@ -18,12 +19,12 @@ from llmctl.controller.cli.hosts import (
 )
 
 hosts_app = typer.Typer(
-    help="The machines: list, check, bootstrap, map, facts, trust, exec, drain, clean, import.",
+    help="The machines: list, check, apply, bootstrap, map, facts, trust, exec, drain, clean, import.",
     no_args_is_help=True,
 )
 
 
 def register(app: typer.Typer) -> None:
-    for verb in (listing, check, bootstrap, netmap, facts, trust, execute, drain, clean, imports):
+    for verb in (listing, check, apply, bootstrap, netmap, facts, trust, execute, drain, clean, imports):
         verb.register(hosts_app)
     app.add_typer(hosts_app, name="hosts")

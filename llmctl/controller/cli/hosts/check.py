@@ -80,7 +80,7 @@ def check(
         session.close()
     if session.json:
         told = {"pairs": codec.encode(pairs)} if deep else {}
-        session.screen.document("hosts-check", {"hosts": _document(results), **told})
+        session.screen.document("hosts-check", {"hosts": document(results), **told})
     else:
         show_results(session.screen, results)
         if deep:
@@ -119,7 +119,7 @@ def _check(session: Session, chosen: tuple[Host, ...], job: JobFile | None) -> R
         return check_hosts(chosen, connections, Recogniser(session.book), job=job, answered=board.answered)
 
 
-def _document(results: Results) -> dict[str, Any]:
+def document(results: Results) -> dict[str, Any]:
     """Per host its facts, problems (unfit only) and every verdict; or why it could not be asked."""
     from llmctl.errors import LlmctlError
     from llmctl.wire import codec
