@@ -129,19 +129,24 @@ def replica(folder: Path, model: Path, **changes: Any) -> Iterator[Replica]:
     port, world = free_port(), spec.tp * spec.pp
     command = [sys.executable, "-W", "error", "-m", "llmctl.worker.infer.replica", str(told)]
     processes = [
-        subprocess.Popen(command, env=_environment(rank, world, port), cwd="/", text=True, stderr=sys.stderr)
+        subprocess.Popen(
+            command, env=rank_environment(rank, world, port), cwd="/", text=True, stderr=sys.stderr
+        )
         for rank in range(world)
     ]
     try:
-        yield Replica(processes, _ready(Path(spec.ready_file), processes))
+        yield Replica(processes, await_ready(Path(spec.ready_file), processes))
     finally:
         for process in processes:
             process.kill()
             process.wait(timeout=DEADLINE_S)
 
 
-def _ready(path: Path, processes: list[subprocess.Popen[str]]) -> ReplicaReady:
-    until = time.monotonic() + DEADLINE_S
+def await_ready(
+    path: Path, processes: list[subprocess.Popen[str]], within: float = DEADLINE_S
+) -> ReplicaReady:
+    """The ready file, as soon as it is there."""
+    until = time.monotonic() + within
     while not path.exists():
         assert time.monotonic() < until, "not ready"
         assert all(process.poll() is None for process in processes), "a rank has ended"
@@ -149,7 +154,7 @@ def _ready(path: Path, processes: list[subprocess.Popen[str]]) -> ReplicaReady:
     return loads(ReplicaReady, path.read_text())
 
 
-def _environment(rank: int, world: int, port: int) -> dict[str, str]:
+def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "XDG_CACHE_HOME") if name in os.environ}
     return kept | {
         "PYTHONPATH": str(ROOT),

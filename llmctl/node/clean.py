@@ -6,6 +6,7 @@ younger than asked for, so that a run that is just being started finds what was 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
@@ -16,7 +17,7 @@ from typing import Optional
 from llmctl.errors import IntegrityError
 from llmctl.node import rundir
 from llmctl.wire.environments import READY
-from llmctl.wire.layout import RUN_ID, TREE_HASH, HostLayout
+from llmctl.wire.layout import RUN_ID, SUPERVISOR_LOCK, TREE_HASH, HostLayout
 from llmctl.wire.records import CleanedItem, CleanReport, CleanRequest
 
 _DOOMED = ".doomed-"
@@ -56,6 +57,9 @@ def clean(workdir: str, request: CleanRequest) -> CleanReport:
         work.consider("run", run.path, run.used)
     if all(run.known for run in kept):  # one that can't be read could be using anything
         _pushed(host, kept, work, now)
+    for path in _below(host.supervisors):
+        if not _locked(os.path.join(path, SUPERVISOR_LOCK)):
+            work.consider("supervisor", path, _newest(path), at_least=_GRACE_S)
     if not any(run.live for run in runs):
         for path in _below(host.cache):
             work.consider("cache", path, _newest(path))
@@ -81,6 +85,21 @@ def _pushed(host: HostLayout, kept: list[_Run], work: _Work, now: float) -> None
             work.consider("env", path, _touched(os.path.join(path, READY)), at_least=_GRACE_S)
     for path in _below(host.wheels):
         work.consider("wheel", path, _newest(path), at_least=_GRACE_S)
+
+
+def _locked(path: str) -> bool:
+    """Whether a process holds the lock in `path`. Raises OSError where it can't be asked."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def _env_of(python: str) -> str:

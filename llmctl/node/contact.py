@@ -6,6 +6,7 @@ Refuses a supervisor that another one has replaced: so two never act at once.
 from __future__ import annotations
 
 import dataclasses
+import os
 import select
 import socket
 import time
@@ -68,7 +69,18 @@ def _take_in(run: RunLayout, told: Supervision) -> None:
     if valid_until is None and held is not None and held.boot_id == boot and held.attempt == told.attempt:
         valid_until = held.valid_until
     kept = dataclasses.replace(told, heard_at=time.time(), valid_until=valid_until, boot_id=boot)
-    atomic.write(run.supervisor, codec.dumps(kept))
+    _write(run.supervisor, codec.dumps(kept))
+
+
+def _write(path: str, text: str) -> None:
+    """A full disk must not end a job that needs none: its lease is renewed in the file's own blocks."""
+    try:
+        atomic.write(path, text)
+    except OSError:
+        there = os.stat(path)
+        if len(text.encode()) > there.st_blocks * 512:  # half a text would forget who may act here
+            raise
+        atomic.overwrite(path, text.ljust(there.st_size))
 
 
 def _forget_stop(run: RunLayout, held: Optional[Supervision], epoch: int) -> None:

@@ -76,6 +76,11 @@ def _about_a_run(verb: str, workdir: str, run_id: str | None) -> bool:
         from llmctl.wire.contact import ContactRequest
 
         _reply(contact(workdir, _needed(run_id), _request(ContactRequest)))
+    elif verb == "drill":
+        from llmctl.node.drill import drill
+        from llmctl.wire.drill import DrillRequest
+
+        _reply(drill(workdir, _needed(run_id), _request(DrillRequest)))
     elif verb == "follow":
         from llmctl.node.follow import follow
         from llmctl.wire.records import FollowRequest

@@ -176,6 +176,9 @@ class ReplicaSpec:
         check: compare with a single-process reference before the ready file is written.
         device: `auto` or `cpu`.
         kernels: `auto`, `native` (compiled on the host) or `torch`.
+        node, nodes: of an engine that starts its own ranks, one process per host: which of its hosts this is.
+        start_s: how long such an engine may take until it answers.
+        devices: the GPUs of this host that such an engine may use; empty: as it likes.
     """
 
     name: str
@@ -197,6 +200,10 @@ class ReplicaSpec:
     check: bool = True
     device: str = "auto"
     kernels: str = "auto"
+    node: int = 0
+    nodes: int = 1
+    start_s: float = 600.0
+    devices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -231,3 +238,8 @@ class ReplicaReady:
     kernels: str
     load_s: float
     check: Optional[HandoffCheck] = None
+
+
+def why_file(ready_file: str) -> str:
+    """Where a rank leaves the reason of its end, one line, for whoever started it."""
+    return f"{ready_file}.why"

@@ -9,6 +9,8 @@
   env/by/<request>              link to the environment that stands for what a job asks for
   wheels/<sha256>/<name>        files that environments are made from
   python/default                link to the interpreter for us, where the host's own `python3` does not do
+  supervisor/<run-id>/          a supervisor that runs on this host (`--supervise-on`): its code, its log, and
+                                a file that is locked while it lives
   drained.json                  Drained: its presence keeps new runs off this host
   runs/<run-id>/
     node.json                   NodeSpec: what this host was told (no secrets)
@@ -41,6 +43,9 @@ RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,47}-[0-9a-f]{4,12}\Z")
 """A run's id: its job's name and a few random hex digits. Safe as a file name and in a shell."""
 
 DRAINED = "drained.json"
+
+SUPERVISOR_LOCK = "lock"
+"""In a supervisor's folder: held (flock) as long as it lives."""
 
 TREE_HASH = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -80,6 +85,10 @@ class HostLayout:
         return posixpath.join(self.workdir, "python")
 
     @property
+    def supervisors(self) -> str:
+        return posixpath.join(self.workdir, "supervisor")
+
+    @property
     def drained(self) -> str:
         return posixpath.join(self.workdir, DRAINED)
 
@@ -100,6 +109,9 @@ class HostLayout:
 
     def wheel(self, sha256: str, name: str) -> str:
         return posixpath.join(self.wheels, sha256, name)
+
+    def supervisor(self, run_id: str) -> str:
+        return posixpath.join(self.supervisors, run_id)
 
     def run(self, run_id: str) -> RunLayout:
         return RunLayout(posixpath.join(self.runs, run_id))

@@ -179,7 +179,7 @@ class CleanRequest:
 
 @dataclass(frozen=True)
 class CleanedItem:
-    """One thing that `clean` removed (or would): `kind` code, agent, cache or run; size in bytes."""
+    """One thing that `clean` removed (or would): `kind` code, agent, cache, run …; size in bytes."""
 
     kind: str
     name: str

@@ -10,6 +10,9 @@ from typing import Any, Optional
 
 from llmctl.wire.infer import GENERATE
 
+BUILTIN, VLLM = "builtin", "vllm"
+"""What computes in a replica."""
+
 BATCH_PLAN = "batch.json"
 """In a batch's output folder: what made it (BatchPlan), written first."""
 BATCH_MANIFEST = "manifest.json"
@@ -78,6 +81,7 @@ class InferSpec:
     Attributes:
         model: URI of a Hugging Face folder or a checkpoint of ours, readable on every host.
         name: what clients call it.
+        engine: BUILTIN or VLLM.
         max_batch: requests that one replica works on at once.
         max_tokens: prompt and answer together, at most, per request.
         hang_s: a replica that says nothing for so long, with work before it, is taken for dead.
@@ -92,7 +96,7 @@ class InferSpec:
     tp: int = 1
     pp: int = 1
     dtype: str = "bf16"
-    engine: str = "builtin"
+    engine: str = BUILTIN
     max_batch: int = 16
     max_tokens: int = 2048
     hang_s: float = 60.0

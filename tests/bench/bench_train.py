@@ -1,6 +1,7 @@
 """Tokens per second of the recipe beside a loop by hand and beside its peers, the same work side by side.
 
     python -m tests.bench.bench_train                      # as anybody, on an idle machine
+    python -m tests.bench.bench_train --base DDP           # a part of it: bare, DDP or FSDP2
     python -m tests.bench.bench_train --size tiny --rounds 1 --batch 2 --length 32     # does it run?
 
 One decoder, one corpus, one global batch. In one process with all cores: a bare loop, the recipe, Accelerate,
@@ -188,19 +189,32 @@ def matmul_peak(dtype: torch.dtype, seconds: float = 3.0) -> float:
     return best
 
 
-def table(rates: dict[str, float], rows: list[Way], parameters: int, peak: dict[str, float]) -> str:
-    """Markdown: tokens per second, of the base row's, of the matmul peak in the row's own precision."""
-    lines = ["| way | tokens per s | of its base | of matmul peak |", "|---|---|---|---|"]
+def table(rates: dict[str, list[float]], rows: list[Way], parameters: int, peak: dict[str, float]) -> str:
+    """Markdown: tokens per second, of the base row's, of the matmul peak in the row's own precision.
+
+    A ratio is the median over the rounds of this row's rate by its base's in the same round, so that a slow
+    minute, which hits both, doesn't show in it.
+    """
+    lines = ["| way | tokens per s (min-max) | of its base (min-max) | of matmul peak |", "|---|---|---|---|"]
     for row in rows:
-        rate = rates[row.name]
+        rate = statistics.median(rates[row.name])
         share = 6 * parameters * rate / peak[row.precision]
-        ratio = f"{rate / rates[row.base]:.2f} of {row.base}"
-        lines.append(f"| {row.name} | {rate:.0f} | {ratio} | {share:.2f} |")
+        ratios = [ours / theirs for ours, theirs in zip(rates[row.name], rates[row.base], strict=True)]
+        cells = (row.name, _spread(rates[row.name], 0), f"{_spread(ratios, 3)} of {row.base}", f"{share:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def measure(rows: list[Way], recipe: RecipeSpec, rounds: int, steps: int, peers: str) -> dict[str, float]:
-    """Tokens per second of each row: the median of its rounds."""
+def _spread(values: list[float], digits: int) -> str:
+    """The median, and between what the values lie."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def measure(
+    rows: list[Way], recipe: RecipeSpec, rounds: int, steps: int, peers: str
+) -> dict[str, list[float]]:
+    """Tokens per second of each row in each of its rounds."""
     seconds: dict[str, list[float]] = {row.name: [] for row in rows}
     with tempfile.TemporaryDirectory() as base:
         make_corpus(Path(base, "corpus"), shards=1)
@@ -217,7 +231,7 @@ def measure(rows: list[Way], recipe: RecipeSpec, rounds: int, steps: int, peers:
             for way in ways:
                 way.end()
     tokens = recipe.global_batch * recipe.sequence_length * steps
-    return {name: tokens / statistics.median(taken) for name, taken in seconds.items()}
+    return {name: [tokens / each for each in taken] for name, taken in seconds.items()}
 
 
 def main() -> None:
@@ -229,8 +243,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--peers", type=Path, default=CACHE)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument(
+        "--base", default="", help="only rows that are held against this one: bare, DDP, FSDP2"
+    )
     given = parser.parse_args()
-    rows = [row for row in ROWS if not (given.no_peers and row.is_peer)]
+    rows = [row for row in ROWS if given.base in row.base and not (given.no_peers and row.is_peer)]
     peers = "" if given.no_peers else peers_python(given.peers)
     recipe = RecipeSpec(
         steps=1_000_000,

@@ -33,10 +33,15 @@ def until(belief: Callable[[], Any], *, within: float = 60.0, what: str = "") ->
 
 @dataclass(kw_only=True)
 class Cluster:
-    """A folder with hosts.yaml, and a way to run `llmctl` there. Local hosts, or those of a lab."""
+    """A folder with hosts.yaml, and a way to run `llmctl` there. Local hosts, or those of a lab.
+
+    Attributes:
+        names: of the hosts, one letter each.
+    """
 
     folder: Path
     lab: Lab | None = None
+    names: str = "ab"
     home: Path = field(init=False)
     workname: str = field(init=False)
 
@@ -48,13 +53,16 @@ class Cluster:
         self.write_hosts()
 
     def write_hosts(self, **changes: Mapping[str, Any]) -> None:
-        """hosts.yaml with hosts a and b; `changes` replace keys of one of them."""
+        """hosts.yaml with all hosts; `changes` replace keys of one of them."""
         if self.lab is None:
-            hosts = [{"name": n, "addr": "local", "workdir": str(self.folder / f"host-{n}")} for n in "ab"]
+            hosts = [
+                {"name": n, "addr": "local", "workdir": str(self.folder / f"host-{n}")} for n in self.names
+            ]
         else:
             workdir = f"~/{self.workname}"
             hosts = [
-                {"name": n, "addr": a, "workdir": workdir} for n, a in zip("ab", self.lab.names, strict=False)
+                {"name": n, "addr": a, "workdir": workdir}
+                for n, a in zip(self.names, self.lab.names, strict=False)
             ]
         for host in hosts:
             host.update({"python": sys.executable, "slots": 1, **changes.get(host["name"], {})})
@@ -148,7 +156,7 @@ class Cluster:
 
     def lab_name(self, name: str) -> str:
         assert self.lab is not None
-        return self.lab.names["ab".index(name)]
+        return self.lab.names[self.names.index(name)]
 
     def run_dir(self, name: str, run_id: str) -> Path:
         return self.workdir(name) / "runs" / run_id

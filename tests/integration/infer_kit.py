@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from llmctl.worker.hf.tokenizer import byte_tokenizer
+from llmctl.worker.infer.engine.compiler import built
 from tests.hf_kit import tiny
 from tests.integration.cluster import Cluster
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+BATCH_S = 400.0
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta")
 
 
@@ -28,9 +31,21 @@ def make_model(folder: Path) -> Path:
 
 
 def infer_job(cluster: Cluster, model: Path | str, **keys: Any) -> None:
-    """A job for this model; `keys` go into its `infer`."""
+    """A job for this model; `keys` go into its `infer`. Hosts of the lab get the kernels of this machine (the
+    tiny models of the others, whose heads are too small for them, need none)."""
+    if cluster.lab and shutil.which("g++"):
+        for name in "ab":
+            folder = cluster.workdir(name) / "cache/kernels"
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.copy(built(os.environ), folder)  # compiling takes both cores for half a minute
     settings = {"model": str(model), "dtype": "fp32", "max_tokens": 1024, "threads": 1, "check": False}
     cluster.write_job(infer={**settings, **keys})
+
+
+def run_batch(cluster: Cluster, *options: str, expect: int = 0) -> str:
+    """`llmctl infer batch`, however long it takes on a busy machine; all that it says."""
+    done = cluster.run("infer", "batch", *options, expect=expect, timeout=BATCH_S)
+    return done.stdout + done.stderr
 
 
 def prompts(path: Path, count: int, *, max_tokens: int, bad: dict[int, str] | None = None) -> None:

@@ -11,9 +11,18 @@ from typing import Any
 import pytest
 
 from tests.integration.cluster import Cluster, until
-from tests.integration.infer_kit import infer_job, kill, log, make_model, prompts, records, replicas
+from tests.integration.infer_kit import (
+    infer_job,
+    kill,
+    log,
+    make_model,
+    prompts,
+    records,
+    replicas,
+    run_batch,
+)
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(1200)]
 
 LINES = 48
 BAD = {7: "not json", 8: "", 30: '{"id": "n30"}'}
@@ -42,13 +51,13 @@ def test_a_batch_survives_its_replicas_and_itself(cluster: Cluster, model: Path)
     answered exactly once, in order, and the same prompt has the same text wherever it ran."""
     infer_job(cluster, model, max_batch=2, part_lines=4, hang_s=8.0)
     prompts(cluster.folder / "in.jsonl", LINES, max_tokens=400, bad=BAD)
-    command = ("infer", "batch", "--input", "in.jsonl", "--output", "out")
-    run = cluster.run(*command, "-d").stdout.strip()
+    uris = ("--input", "in.jsonl", "--output", "out")
+    run = cluster.run("infer", "batch", *uris, "-d").stdout.strip()
     until(lambda: len(parts(cluster)) >= 1, within=200, what="a first part")
     kill(replicas(run)[1], signal.SIGKILL)
-    until(lambda: "replica 1" in restarts(cluster, run), what="the killed one was started again")
+    until(lambda: "replica 1" in restarts(cluster, run), within=200, what="the killed one was started again")
     kill(replicas(run)[0], signal.SIGSTOP)
-    until(lambda: "it hangs" in log(cluster, run), within=100, what="the stopped one noticed")
+    until(lambda: "it hangs" in log(cluster, run), within=200, what="the stopped one noticed")
     before = {part.name: part.stat().st_mtime_ns for part in parts(cluster)}
     with suppress(ProcessLookupError):
         kill(cluster.agent_pid("a", run), signal.SIGKILL)
@@ -56,15 +65,12 @@ def test_a_batch_survives_its_replicas_and_itself(cluster: Cluster, model: Path)
     until(lambda: not cluster.processes(run), what="nothing is left of the first run")
     assert (cluster.folder / "out/manifest.json").exists() == (state == "succeeded")
 
-    document = cluster.json(*command)
-    assert document["run"]["state"] == "succeeded"
+    assert "succeeded" in run_batch(cluster, *uris)
     for name, changed in before.items():
         assert (cluster.folder / "out" / name).stat().st_mtime_ns == changed, f"{name} was made again"
     check_answers(cluster.folder / "out")
-    again = cluster.run(*command)
-    assert "succeeded" in again.stdout
-    other = cluster.run(*command, "--max-tokens", "5", "--set", "infer.max_restarts=0", expect=100)
-    assert "another batch" in other.stderr + other.stdout
+    assert "succeeded" in run_batch(cluster, *uris)
+    assert "another batch" in run_batch(cluster, *uris, "--max-tokens", "5", expect=100)
 
 
 def check_answers(folder: Path) -> None:
@@ -93,9 +99,9 @@ def test_scores_and_embeddings(cluster: Cluster, model: Path) -> None:
     plan = cluster.run("infer", "batch", "--input", "in.jsonl", "--output", "o", "--dry-run").stdout
     assert "replica 1  b:0" in plan
     assert not (cluster.folder / "o").exists()
-    cluster.run("infer", "batch", "--input", "in.jsonl", "--output", "scores", "--task", "score", "-j", "1x1")
+    run_batch(cluster, "--input", "in.jsonl", "--output", "scores", "--task", "score", "-j", "1x1")
     scored: list[dict[str, Any]] = records(cluster.folder / "scores")
     assert [len(record["token_logprobs"]) for record in scored] == [4, 3, 4, 4, 6, 3]
     assert all(record["logprob"] == pytest.approx(sum(record["token_logprobs"])) for record in scored)
-    cluster.run("infer", "batch", "--input", "in.jsonl", "--output", "e", "--task", "embed", "-j", "1x1")
+    run_batch(cluster, "--input", "in.jsonl", "--output", "e", "--task", "embed", "-j", "1x1")
     assert {len(record["embedding"]) for record in records(cluster.folder / "e")} == {32}

@@ -31,7 +31,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
     """(cluster, run id, base URL) of an endpoint with two replicas of one slot each and no queue."""
     cluster = Cluster(folder=tmp_path_factory.mktemp("serve") / "c")
     infer_job(
-        cluster, make_model(cluster.folder / "model"), name="m", max_batch=1, queue=0, grace_s=60, hang_s=30.0
+        cluster, make_model(cluster.folder / "model"), name="m", max_batch=1, queue=0, grace_s=60, hang_s=12.0
     )
     (cluster.folder / "key.txt").write_text(KEY + "\n")
     run = cluster.run("infer", "serve", "-d", "--port", "0", "--api-key-file", "key.txt").stdout.strip()
@@ -123,10 +123,10 @@ def test_a_crowd_is_refused_and_a_leaver_frees_his_place(
 def test_a_killed_replica_costs_an_unshown_answer_nothing(
     serving: tuple[Cluster, str, str], client: Any
 ) -> None:
-    """kill -9 of one replica: whole answers all come, a stream that had begun there ends with an error, the
-    other goes on; and the replica comes back."""
+    """kill -9 of one replica: whole answers all come, and it is started again. One that is frozen: a stream
+    that had begun there ends with an error, the other goes on."""
     openai = library("openai")
-    _, run, base = serving
+    cluster, run, base = serving
     until(lambda: idle(base), what="idle")
     before = counted(base, "replica_restarts_total"), counted(base, "requests_retried_total")
     asked = {"model": "m", "prompt": "delta", "max_tokens": LONG, "temperature": 0}
@@ -143,11 +143,29 @@ def test_a_killed_replica_costs_an_unshown_answer_nothing(
     streams = [client.completions.create(**asked, stream=True) for _ in range(2)]
     for stream in streams:
         next(iter(stream))
-    kill(replicas(run)[1], signal.SIGKILL)
+    kill(replicas(run)[1], signal.SIGSTOP)
     with ThreadPoolExecutor(2) as threads:
         ends = [one.exception() for one in [threads.submit(list, stream) for stream in streams]]
     assert sum(end is None for end in ends) == 1, ends
     assert [type(end) for end in ends if end is not None] == [openai.APIError]
+    until(lambda: "replica 1: it hangs" in log(cluster, run), within=120, what="the frozen one was ended")
+    until(lambda: idle(base), within=120, what="it is back")
+
+
+def test_nobody_is_let_in_without_a_key(tmp_path: Path) -> None:
+    """`--expose` without a key, and a key that is none, are refused before any host is asked."""
+    cluster = Cluster(folder=tmp_path / "c")
+    infer_job(cluster, "nowhere")
+    (cluster.folder / "short").write_text("1234\n")
+    for options, told in (
+        (("--expose",), "needs an API key"),
+        (("--expose", "--api-key-file", "short"), "holds no API key"),
+        (("--api-key-file", "absent"), "absent"),
+        (("--api-key-env", "NOT_SET"), "$NOT_SET holds no API key"),
+    ):
+        done = cluster.run("infer", "serve", *options, expect=2)
+        assert told in done.stderr
+    assert not list(cluster.folder.glob("host-*/runs"))
 
 
 def test_a_stop_lets_the_last_answer_finish(tmp_path: Path) -> None:

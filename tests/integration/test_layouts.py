@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmctl.wire.parallel import ParallelSpec
+from tests.engine_kit import add, engine_of, run_all
+from tests.hf_kit import ours, tokens
 from tests.layout_kit import Result, World, case, run_worlds
 from tests.worker_kit import make_corpus
 
@@ -64,9 +67,13 @@ def resumed(base: Path) -> list[World]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path) -> dict[str, Result]:
     """Twenty steps of one process and of every layout, with a checkpoint of step 10; and the resumed ones."""
-    base = tmp_path_factory.mktemp("layouts")
     worlds: list[World] = [(1, [case(base, "alone", ParallelSpec(), checkpoint_every=10)])]
     for specs in (TWO, FOUR, EIGHT):
         cases = [case(base, label(spec), spec, checkpoint_every=10) for spec in specs]
@@ -122,3 +129,15 @@ def test_a_resumed_layout_goes_on_alike(giver: str, trained: dict[str, Result], 
         losses = trained[f"{giver} -> {taker}"].losses
         gaps = [abs(a - b) for a, b in zip(alone.losses[10:], losses, strict=True)]
         assert max(gaps) < TENSOR, taker
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("giver", givers())
+def test_a_checkpoint_of_any_layout_can_be_asked(giver: str, base: Path) -> None:
+    """The engine of `llmctl infer` reads it whole: it gives a text the chances that the decoder gives it."""
+    step_10 = base / "checkpoints" / giver / "step-00000010"
+    ids = tokens(length=24)[:1]
+    chances = torch.log_softmax(ours(step_10)(ids)[0, :-1], dim=-1)
+    wanted = chances.gather(1, ids[0, 1:].unsqueeze(1)).squeeze(1)
+    told = run_all(engine_of(step_10), [add("score", ids[0].tolist(), "score")])
+    assert torch.allclose(torch.tensor(told["score"].last.scores), wanted, atol=1e-4)

@@ -21,6 +21,7 @@ from llmctl.errors import HostErrors, LlmctlError, NotFoundError, PreflightError
 from llmctl.wire import codec
 from llmctl.wire.agents import PsReply, PsRequest
 from llmctl.wire.contact import ContactReply, ContactRequest
+from llmctl.wire.drill import DrillReply, DrillRequest
 from llmctl.wire.records import (
     CleanReport,
     CleanRequest,
@@ -85,6 +86,11 @@ class AgentClient:
         """One beat of a supervisor. Raises ProvisionError too: another supervisor acts for the run."""
         return self._call(ContactReply, ["contact", run_id], codec.dumps(request), deadline_s, "contact")
 
+    def drill(self, run_id: str, request: DrillRequest) -> DrillReply:
+        """Break a part of the run on this host once it has come to a step; waits for `request.wait_s`."""
+        deadline_s = request.wait_s + 30.0
+        return self._call(DrillReply, ["drill", run_id], codec.dumps(request), deadline_s, "drill")
+
     def files(self, run_id: str, *, deadline_s: float = 60.0) -> FilesReply:
         """What of a run can be pulled from this host."""
         return self._call(FilesReply, ["files", run_id], "", deadline_s, "pull")
@@ -132,6 +138,12 @@ class AgentClient:
                 raise
         raise RemoteCommandError("it ended without a word", host=self._host.name, stage=stage)
 
+    def ask(
+        self, module: str, verb: str, body: str, reply: type[T], *, stage: str, deadline_s: float = 60.0
+    ) -> T:
+        """Run a module of the archive with the packages of the host's interpreter: JSON in, JSON out."""
+        return self._call(reply, [verb], body, deadline_s, stage, module)
+
     def ended(self, error: EndedError, stage: str) -> LlmctlError:
         """Why a conversation ended early."""
         return self._error(error.done, stage)
@@ -147,8 +159,10 @@ class AgentClient:
             data = rest + more
         self._judge(stream.wait(deadline_s=15.0), "follow", push_missing=False)
 
-    def _call(self, reply: type[T], verb: list[str], body: str, deadline_s: float, stage: str) -> T:
-        argv = self._argv(verb)
+    def _call(
+        self, reply: type[T], verb: list[str], body: str, deadline_s: float, stage: str, module: str = ""
+    ) -> T:
+        argv = self._argv(verb, module)
         done = self._transport.run(argv, stdin=body.encode(), deadline_s=deadline_s, stage=stage)
         if self._judge(done, stage, push_missing=True):
             done = self._transport.run(argv, stdin=body.encode(), deadline_s=deadline_s, stage=stage)

@@ -19,6 +19,8 @@ _FOLDERS = ("node", "storage", "wire", "worker")
 
 _FILES = ("__init__.py", "errors.py")
 
+_WHOLE = (*_FOLDERS, "controller")
+
 _MAIN = '''\
 """Entry of the archive. Where `start` has unpacked it beside itself, compiled files are used from there."""
 import os
@@ -46,21 +48,31 @@ class AgentArchive:
 @functools.cache
 def build() -> AgentArchive:
     """The archive of the installed package; stored, not deflated, so that a host needs no zlib."""
+    return _packed(_FILES, _FOLDERS)
+
+
+@functools.cache
+def build_whole() -> AgentArchive:
+    """All of this package, the controller too: what a supervisor on a host runs."""
+    return _packed((*_FILES, "__main__.py"), _WHOLE)
+
+
+def _packed(files: tuple[str, ...], folders: tuple[str, ...]) -> AgentArchive:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, text in sorted(_entries()):
+        for name, text in sorted(_entries(files, folders)):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), text)
     data = buffer.getvalue()
     return AgentArchive(hash=hashlib.sha256(data).hexdigest(), data=data)
 
 
-def _entries() -> Iterator[tuple[str, bytes]]:
+def _entries(files: tuple[str, ...], folders: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """(name in the archive, content)."""
     package = resources.files("llmctl")
     yield "__main__.py", _MAIN.encode()
-    for name in _FILES:
+    for name in files:
         yield f"llmctl/{name}", (package / name).read_bytes()
-    for folder in _FOLDERS:
+    for folder in folders:
         yield from _sources(package / folder, f"llmctl/{folder}")
 
 

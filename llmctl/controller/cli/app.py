@@ -18,6 +18,7 @@ from llmctl.controller.cli import (
     configcmd,
     data,
     demo,
+    drill,
     hosts,
     infer,
     init,
@@ -82,7 +83,7 @@ def root(
 
 
 VERBS = (
-    *(init, demo, plan, train, infer, status, ps, logs, wait, attach, stop, resume, pull),
+    *(init, demo, plan, train, infer, status, ps, logs, wait, attach, stop, resume, drill, pull),
     *(hosts, data, store, ckpt, configcmd, supervise),
 )
 

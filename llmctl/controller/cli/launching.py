@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.controller.cli.mapped import ByMap, by_map, with_links
-from llmctl.errors import BusyError, HostErrors, LlmctlError
+from llmctl.errors import BusyError, ConfigError, HostErrors, LlmctlError
 from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.states import RunState
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmctl.controller.execute.prepare import Prepared
     from llmctl.controller.plan.attempts import Policy
     from llmctl.controller.plan.plan import Plan
+    from llmctl.controller.supervise.posting import Post
     from llmctl.controller.transport.pool import Connections
     from llmctl.controller.ui.stages import Stages
 
@@ -36,6 +37,7 @@ class Manner:
         allowed: what may differ between hosts (`plan.parity.FIELDS`).
         map_age_s: how old a network map may be to go by it, in seconds; 0: by none.
         wait, share: where another run holds a host: wait for its end, or share the host; else: refused.
+        supervise_on: the host that is to supervise the run; None: this machine.
     """
 
     detach: bool = False
@@ -45,14 +47,20 @@ class Manner:
     map_age_s: float = 0.0
     wait: bool = False
     share: bool = False
+    supervise_on: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one `train` ended: its exit code, and the folder that the run was pulled to."""
+    """How one `train` ended: its exit code, and the folder that the run was pulled to.
+
+    Attributes:
+        begun: what Ctrl-C has met while it was starting; parts of it may run.
+    """
 
     code: int
     pulled: Path | None = None
+    begun: Launched | None = None
 
 
 def run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
@@ -65,17 +73,40 @@ def run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
                 raise
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A run that goes on now; `config` has its hosts in the order of a network map."""
+
+    config: RunConfig
+    plan: Plan
+
+
 def _run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
+    from llmctl.controller.ui.stages import Stages
+
+    stages = Stages(session.screen)
+    launched = launch(session, config, manner, stages)
+    if isinstance(launched, Outcome):
+        return launched
+    if manner.detach:
+        return Outcome(code=_detached(session, launched.plan))
+    connections = session.connect(config.hosts)
+    return _follow(session, launched.config, launched.plan, connections, stages, pull=manner.pull)
+
+
+def launch(session: Session, config: RunConfig, manner: Manner, stages: Stages) -> Launched | Outcome:
+    """Check, push, plan and start, and leave a supervisor behind where the job wants one.
+
+    An Outcome: nothing more is to be done, as after a dry run or Ctrl-C.
+    """
     from llmctl.controller.cli.supervising import supervise_plan
     from llmctl.controller.execute.agents import await_free
     from llmctl.controller.execute.data import look_beside
     from llmctl.controller.plan.attempts import policy_of
-    from llmctl.controller.ui.stages import Stages
 
     session.screen.hide(config.secrets.to_hide())
     for note in config.notes:
         session.screen.warn(note)
-    stages = Stages(session.screen)
     connections = session.connect(config.hosts)
     run_id = f"{config.job.name}-{secrets.token_hex(3)}"
     data = look_beside(config)
@@ -93,6 +124,7 @@ def _run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
     config = replace(config, hosts=found.hosts)
     policy = policy_of(config.job, [host.name for host in config.hosts])
     plan = _plan(session, config, prepared, run_id, policy, found)
+    post = _post(session, config, plan, policy, manner.supervise_on)
     if manner.dry_run:
         _show_plan(session, plan)
         return Outcome(code=0)
@@ -100,12 +132,24 @@ def _run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
     try:
         _start(session, config, plan, connections, stages, share=manner.share)
         if policy.supervised:
-            supervise_plan(session, config, plan, manner.allowed)
+            supervise_plan(session, config, plan, manner.allowed, post)
     except KeyboardInterrupt:
-        return Outcome(code=_interrupted(session, plan))
-    if manner.detach:
-        return Outcome(code=_detached(session, plan))
-    return _follow(session, config, plan, connections, stages, pull=manner.pull)
+        return Outcome(code=_interrupted(session, plan), begun=Launched(config=config, plan=plan))
+    return Launched(config=config, plan=plan)
+
+
+def _post(session: Session, config: RunConfig, plan: Plan, policy: Policy, name: str | None) -> Post | None:
+    """The host that is to supervise, found fit. Raises ConfigError where nothing is to be decided at all."""
+    from llmctl.controller.cli.supervising import post_at
+
+    if name is None:
+        return None
+    if not policy.supervised:
+        raise ConfigError(
+            f"--supervise-on {name}: the job asks for no restarts, so there is nothing to supervise",
+            hint="set `restarts.max` or `restarts.min_nodes` in the job, or leave the option out",
+        )
+    return post_at(session, name, config, plan.nodes[0].peers)
 
 
 def _prepare(

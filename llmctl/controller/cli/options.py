@@ -25,6 +25,14 @@ JobOption = Annotated[
     typer.Option("--file", "-f", metavar="FILE", help="Job file; else ./job.yaml."),
 ]
 PoolOption = Annotated[str | None, typer.Option("--pool", metavar="NAME", help="Pool of the hosts file.")]
+SuperviseOnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--supervise-on",
+        metavar="HOST",
+        help="Let this host of the hosts file watch over the run: this machine may then go away.",
+    ),
+]
 LimitOption = Annotated[
     list[str] | None,
     typer.Option(

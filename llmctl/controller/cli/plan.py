@@ -134,7 +134,8 @@ def _question(
     base = path.absolute().parent
     if fake_hosts is not None:
         job = apply_overrides(job, overrides, os.environ)
-        return _ask(session, job, fake_fleet(fake_hosts, given), base, vocabulary)
+        fleet = fake_fleet(fake_hosts, given)
+        return _ask(session, job, fleet, base, vocabulary, has_store=True)
     config = resolve(
         job,
         session.inventory,
@@ -146,7 +147,16 @@ def _question(
     return _ask(session, config.job, _real_fleet(session, config, given), base, vocabulary)
 
 
-def _ask(session: Session, job: JobFile, fleet: Fleet, base: Path, vocabulary: int | None) -> Question:
+def _ask(
+    session: Session,
+    job: JobFile,
+    fleet: Fleet,
+    base: Path,
+    vocabulary: int | None,
+    *,
+    has_store: bool = False,
+) -> Question:
+    """`has_store`: hosts that aren't there have a store for checkpoints, whether the job names it or not."""
     from llmctl.controller.config.corpus import corpus_vocabulary
     from llmctl.controller.plan.auto import USUAL_VOCABULARY, shape
     from llmctl.controller.plan.layouts import Question
@@ -166,11 +176,17 @@ def _ask(session: Session, job: JobFile, fleet: Fleet, base: Path, vocabulary: i
     tokens = vocabulary or corpus_vocabulary(job, base)
     if tokens is None:
         session.screen.warn(f"a vocabulary of {USUAL_VOCABULARY} is assumed; --vocabulary says another")
+    named = job.checkpoint.uri is not None
+    if has_store and not named and len(fleet.machines) > 1:
+        screen = session.screen
+        screen.warn(
+            "a store for checkpoints that all hosts see is assumed; the job must name it: checkpoint.uri"
+        )
     return Question(
         model=shape(recipe, tokens or USUAL_VOCABULARY),
         recipe=recipe,
         fleet=fleet,
-        shared_checkpoints=job.checkpoint.uri is not None,
+        shared_checkpoints=named or has_store,
     )
 
 
@@ -198,7 +214,7 @@ def _real_fleet(session: Session, config: RunConfig, given: Given) -> Fleet:
 
 
 def _show(session: Session, question: Question, top: int) -> None:
-    from llmctl.controller.plan.choose import choose
+    from llmctl.controller.plan.choose import choose, way_out
     from llmctl.controller.plan.layouts import judge_all
     from llmctl.controller.plan.parallel import text_of
     from llmctl.controller.ui.plans import layouts_table, shown_rows
@@ -218,6 +234,7 @@ def _show(session: Session, question: Question, top: int) -> None:
         screen.say(f"{len(rows) - len(shown)} more layouts: --top {len(rows)}, or -o json")
     if choice.row is None:
         screen.result(f"none: {choice.why}")
+        screen.say(f"  {way_out(question)}")
         return
     screen.result(f"take {choice.row.spec.name}: {choice.why}")
     screen.say("  " + " · ".join((text_of(choice.row.spec), *_settings(choice.row))) + "   or parallel: auto")

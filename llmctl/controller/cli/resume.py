@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.controller.cli.options import HostsOption, OutputOption, RunArgument, checked_output
+from llmctl.controller.cli.options import (
+    HostsOption,
+    OutputOption,
+    RunArgument,
+    SuperviseOnOption,
+    checked_output,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +29,8 @@ if TYPE_CHECKING:
 EPILOG = (
     "Examples:\n\n"
     "    llmctl resume demo-7f3a           (after a failure, a stop, or a reboot of everything)\n\n"
-    "    llmctl resume -d demo-7f3a --take-over     (its supervisor's machine is gone)"
+    "    llmctl resume -d demo-7f3a --take-over     (its supervisor's machine is gone)\n\n"
+    "    llmctl resume -d demo-7f3a --take-over --supervise-on b     (b watches over it from now on)"
 )
 
 
@@ -39,6 +46,7 @@ def resume(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Replace a supervisor that was heard of a moment ago.")
     ] = False,
+    supervise_on: SuperviseOnOption = None,
     hosts: HostsOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -51,14 +59,14 @@ def resume(
 
     session = Session(hosts=hosts, output=checked_output(output))
     try:
-        code = _resume(session, session.locate(run), detach=detach, take_over=take_over)
+        code = _resume(session, session.locate(run), detach=detach, take_over=take_over, on=supervise_on)
     finally:
         session.close()
     raise typer.Exit(code)
 
 
-def _resume(session: Session, located: Located, *, detach: bool, take_over: bool) -> int:
-    from llmctl.controller.cli.supervising import leave
+def _resume(session: Session, located: Located, *, detach: bool, take_over: bool, on: str | None) -> int:
+    from llmctl.controller.cli.supervising import leave, post_at
     from llmctl.controller.collect.status import ask, run_view
 
     connections = session.connect(located.hosts)
@@ -68,8 +76,9 @@ def _resume(session: Session, located: Located, *, detach: bool, take_over: bool
     specs = [answer.status.spec for answer in answers.values() if answer.status]
     spec = max(specs, key=lambda one: one.attempt)
     charge = _charge(session, located, view, spec)
+    post = post_at(session, on, charge.config, spec.peers) if on else None
     _claim(session, located, charge, vouched=take_over)
-    leave(session, charge, created_at=spec.created_at, tree=spec.tree, allowed=())
+    leave(session, charge, created_at=spec.created_at, tree=spec.tree, allowed=(), post=post)
     session.remember(run_view(connections, located.hosts, session.archive, located.run_id), located.hosts)
     return _show(session, located, spec, detach=detach)
 
@@ -134,7 +143,7 @@ def _claim(session: Session, located: Located, charge: Charge, *, vouched: bool)
     from llmctl.controller.config.types import Host
     from llmctl.errors import HostErrors, HostUnreachableError, LlmctlError, NotFoundError, ProvisionError
     from llmctl.wire.contact import ContactRequest
-    from llmctl.wire.supervision import PAUSING, WATCHING, Supervision
+    from llmctl.wire.supervision import CLAIMED, PAUSING, WATCHING, Supervision
 
     told = Supervision(
         epoch=charge.epoch,
@@ -142,7 +151,7 @@ def _claim(session: Session, located: Located, charge: Charge, *, vouched: bool)
         where=socket.gethostname(),
         phase=PAUSING if charge.over else WATCHING,
         attempt=charge.attempt,
-        detail="resumed by hand",
+        detail=CLAIMED,
         attempts=charge.notes,
     )
     connections = session.connect(located.hosts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -78,8 +78,12 @@ class Session:
         """Our own folder for stat caches and push memory."""
         return Path(self.settings.state_dir) / "cache"
 
-    def connect(self, hosts: Sequence[Host]) -> Connections:
-        """Connections to these hosts, the same ones each time; closed with the session."""
+    def connect(self, hosts: Sequence[Host], pinned: Mapping[str, str] | None = None) -> Connections:
+        """Connections to these hosts, the same ones each time; closed with the session.
+
+        Args:
+            pinned: keys that these hosts have for certain, beside those that we remember.
+        """
         from llmctl.controller.transport.pool import Connections
 
         key = tuple(hosts)
@@ -89,7 +93,7 @@ class Session:
                 hosts,
                 connect_timeout_s=self.settings.connect_timeout_s,
                 jump_hosts=jumps,
-                pinned={name: pin.key for name, pin in self.book.pins().items()},
+                pinned={**{name: pin.key for name, pin in self.book.pins().items()}, **(pinned or {})},
             )
         return self._connections[key]
 

@@ -25,7 +25,7 @@ def supervise(run: Annotated[str, typer.Argument(help="The run's id, to be seen 
     _say(f"supervising {run}: attempt {charge.attempt} on {', '.join(charge.hosts)}")
     session = Session(hosts=mandate.inventory)
     try:
-        connections = session.connect(charge.config.hosts)
+        connections = session.connect(charge.config.hosts, pinned=mandate.pins)
         begin = starter(
             charge.config,
             charge.policy,

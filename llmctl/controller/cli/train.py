@@ -16,6 +16,7 @@ from llmctl.controller.cli.options import (
     LimitOption,
     OutputOption,
     PoolOption,
+    SuperviseOnOption,
     checked_output,
 )
 
@@ -30,6 +31,7 @@ EPILOG = (
     "    llmctl train -f job.yaml\n\n"
     "    llmctl train -f job.yaml -j 2x4 --set recipe.steps=50\n\n"
     "    llmctl train -d -- train.py --epochs 3      (a script of yours, no job file needed)\n\n"
+    "    llmctl train -d -f job.yaml --supervise-on a     (then close the laptop)\n\n"
     "Ctrl-C detaches: the job goes on; only `llmctl stop` ends it."
 )
 
@@ -92,6 +94,7 @@ def train(
     share: Annotated[
         bool, typer.Option("--share", help="Start beside other runs: they share the host's cores and GPUs.")
     ] = False,
+    supervise_on: SuperviseOnOption = None,
     pull: Annotated[
         bool, typer.Option("--pull/--no-pull", help="Bring logs and the last checkpoint back at the end.")
     ] = True,
@@ -133,6 +136,7 @@ def train(
             map_age_s=map_age_s,
             wait=wait,
             share=share,
+            supervise_on=supervise_on,
         )
         outcome = run(session, config, manner)
     finally:

@@ -27,7 +27,9 @@ class InferSection(Strict):
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="copies of the model; auto: as many as the hosts' slots hold"
     )
-    engine: Literal["builtin"] = Field("builtin", description="what computes")
+    engine: Literal["builtin", "vllm"] = Field(
+        "builtin", description="what computes; vllm: where it is installed in the hosts' python"
+    )
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="of weights and cache")
     max_batch: int = Field(16, ge=1, description="requests that one replica works on at once")
     max_tokens: int = Field(2048, ge=2, description="prompt and answer of one request together, at most")

@@ -11,7 +11,7 @@ from llmctl.controller.execute.facts import facts_of, master_target
 from llmctl.controller.execute.identity import Recogniser
 from llmctl.controller.plan.deep import Deep, DeepResults, deep_verdicts
 from llmctl.controller.plan.pool import pool_verdicts
-from llmctl.controller.plan.preflight import manifest_paths, verdicts
+from llmctl.controller.plan.preflight import asked_paths, verdicts
 from llmctl.controller.plan.verdicts import Level, Verdict
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.transport.pool import Connections
@@ -78,7 +78,7 @@ def _check(
     job: JobFile | None,
 ) -> Checked:
     target = master_target(hosts[0])
-    data = manifest_paths(job) if job else []
+    data = asked_paths(job) if job else []
     facts = facts_of(host, connections, target=target, data=data, full=True, job=job)
     recogniser.check(host, facts.more, connections)
     return Checked(

@@ -16,7 +16,7 @@ from llmctl.controller.execute.facts import facts_of, master_target
 from llmctl.controller.execute.identity import Recogniser
 from llmctl.controller.plan.parity import compared, differences, refusals, summary
 from llmctl.controller.plan.pool import pool_problems
-from llmctl.controller.plan.preflight import job_problems, manifest_paths
+from llmctl.controller.plan.preflight import asked_paths, job_problems
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.transport.files import push_file
 from llmctl.controller.transport.pool import Connections
@@ -145,7 +145,7 @@ def _fit(
     recogniser: Recogniser | None,
 ) -> HostFacts:
     """The host's facts; raises PreflightError with the first reason against the job."""
-    data = manifest_paths(config.job)
+    data = asked_paths(config.job)
     facts = facts_of(host, connections, agent=archive.hash, target=target, data=data, job=config.job)
     if recogniser:
         recogniser.check(host, facts.more, connections)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from llmctl.controller.config.models import JobFile
-from llmctl.controller.plan.choose import choose
+from llmctl.controller.plan.choose import choose, way_out
 from llmctl.controller.plan.layouts import Question, judge_all
 from llmctl.controller.plan.machines import Given, probed_fleet
 from llmctl.controller.plan.memory import estimate_memory
@@ -83,7 +83,7 @@ def _chosen(question: Question) -> Planned:
     if choice.row is None:
         raise PreflightError(
             f"parallel: auto: {choice.why}",
-            hint="llmctl plan shows every layout; more hosts, a smaller model or a shorter sequence helps",
+            hint=f"{way_out(question)}; llmctl plan shows every layout",
             stage="plan",
         )
     row = choice.row

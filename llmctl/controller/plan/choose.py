@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llmctl.controller.plan.layouts import Row
+from llmctl.controller.plan.layouts import Question, Row, judge_all
 from llmctl.wire.parallel import ParallelSpec
 
 HIDDEN = 0.05
@@ -47,6 +47,17 @@ def choose(rows: Sequence[Row]) -> Choice:
         )
     best = min([row for row in fitting if _is_sound(row)] or fitting, key=_order)
     return Choice(row=best, why=_fastest(best, rows))
+
+
+def way_out(question: Question) -> str:
+    """What would do where nothing fits as things are: a store for checkpoints, or another job."""
+    if not question.site.shared_checkpoints and question.site.hosts > 1:
+        row = choose(judge_all(replace(question, shared_checkpoints=True))).row
+        if row is not None:
+            return (
+                f"set checkpoint.uri to a store that all hosts see: then {row.spec.name} fits ({_room(row)})"
+            )
+    return "more hosts, a smaller model or a shorter sequence helps"
 
 
 def _order(row: Row) -> tuple[float, float, tuple[int, ...]]:

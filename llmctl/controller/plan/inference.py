@@ -15,10 +15,19 @@ from llmctl.controller.config.job import job_for_record
 from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.plan.network import interface, master_address, own_address
 from llmctl.controller.plan.plan import Identity, Plan, ranks_of, shared_threads
+from llmctl.controller.plan.vllm import only_even
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
-from llmctl.wire.serving import BatchSpec, InferSpec, RankPlace, ReplicaPlan, ServeSpec
+from llmctl.wire.serving import (
+    BUILTIN,
+    VLLM,
+    BatchSpec,
+    InferSpec,
+    RankPlace,
+    ReplicaPlan,
+    ServeSpec,
+)
 from llmctl.wire.specs import LaunchSpec, NodeSpec, Peer
 
 COMMAND = ("-m", "llmctl.worker.infer.host")
@@ -43,7 +52,7 @@ def plan_inference(config: RunConfig, facts: Mapping[str, HostFacts], identity: 
     _check_packages(config.hosts, facts, work)
     slots = [ranks_of(host, facts[host.name]) for host in config.hosts]
     world = section.parallel.tp * section.parallel.pp
-    replicas = place(slots, world, None if section.replicas == "auto" else section.replicas)
+    replicas = _placed(section, slots, world)
     if not replicas:
         raise PreflightError(_too_few(slots, world, section), stage=STAGE, hint=_more_slots(config.hosts))
     spec = _spec(config, section, replicas, _threads(config.hosts, facts, slots, section), work)
@@ -68,6 +77,15 @@ def plan_inference(config: RunConfig, facts: Mapping[str, HostFacts], identity: 
         nodes=nodes,
         warnings=_warnings(config.hosts, slots, spec),
     )
+
+
+def _placed(section: InferSection, slots: Sequence[int], world: int) -> tuple[ReplicaPlan, ...]:
+    """None where they don't fit. vLLM's need equal shares of their hosts, whoever is first."""
+    wanted = None if section.replicas == "auto" else section.replicas
+    if section.engine != VLLM:
+        return place(slots, world, wanted)
+    found = only_even(place(slots, world))
+    return () if wanted is not None and wanted > len(found) else found[:wanted]
 
 
 def place(slots: Sequence[int], world: int, wanted: int | None = None) -> tuple[ReplicaPlan, ...]:
@@ -105,7 +123,7 @@ def summary(spec: InferSpec) -> str:
     layout = " ".join(f"{name} {size}" for name, size in (("tp", spec.tp), ("pp", spec.pp)) if size > 1)
     count = len(spec.replicas)
     parts = [f"{count} replica{'s' * (count != 1)}" + (f" x {layout}" if layout else "")]
-    parts.append(spec.dtype)
+    parts.append(spec.dtype if spec.engine == BUILTIN else f"{spec.dtype} by {spec.engine}")
     parts.append(f"{spec.max_batch} at once, {spec.max_tokens} tokens each")
     return " · ".join([spec.name, *parts])
 
@@ -236,6 +254,8 @@ def _check_packages(hosts: Sequence[Host], facts: Mapping[str, HostFacts], work:
 def _too_few(slots: Sequence[int], world: int, section: InferSection) -> str:
     wanted = 1 if section.replicas == "auto" else section.replicas
     each = f"{world} rank{'s' * (world != 1)} each"
+    if section.engine == VLLM and world > 1:
+        each += " (vLLM: as many on each host)"
     return f"{wanted} replica{'s' * (wanted != 1)} of {each} don't fit into {sum(slots)} slots"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.types import Host
 from llmctl.controller.plan.verdicts import Level, Verdict, machine_verdicts
+from llmctl.controller.plan.vllm import host_lacks, model_paths, uses_vllm
 from llmctl.controller.probe.facts import HostFacts, PythonFacts
 from llmctl.wire.manifests import SHARD_MANIFEST
 from llmctl.wire.model import count_parameters, model_config
@@ -46,9 +47,16 @@ def job_problems(host: Host, facts: HostFacts, job: JobFile) -> list[Verdict]:
     found += [verdict for verdict in _machine(host, facts, job) if verdict.level is Level.UNFIT]
     hint = f"shard it there, share it, or copy it to {host.name}: llmctl data shard SRC... DEST"
     paths = manifest_paths(job)
+    if uses_vllm(job):
+        return found + [_problem(host, message, what) for message, what in host_lacks(host, facts, job)]
     for number in facts.data_missing:
         found.append(_problem(host, f"no data: {paths[number]} does not exist there", hint))
     return found
+
+
+def asked_paths(job: JobFile) -> list[str]:
+    """Files on the hosts that a probe looks for; `HostFacts.data_missing` counts in this list."""
+    return model_paths(job) or manifest_paths(job)
 
 
 def _machine(host: Host, facts: HostFacts, job: JobFile | None) -> list[Verdict]:

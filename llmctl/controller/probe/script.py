@@ -139,7 +139,7 @@ src = source(target) if target else None
 print(json.dumps({"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
   "torch": torch, "cuda": cuda, "free_port": free_port(), "addresses": found,
   "modules": [m for m in ("fsspec", "numpy", "tokenizers", "tensorboard", "safetensors", "aiohttp",
-                          "jinja2") if u.find_spec(m)],
+                          "jinja2", "vllm") if u.find_spec(m)],
   "source": src, "hostname": socket.gethostname(), "packages": packages(),
   "venv": bool(u.find_spec("venv") and u.find_spec("ensurepip"))}))
 """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmctl.controller.config.models import JobFile
@@ -23,6 +24,7 @@ class Mandate:
         tree: hash of the run's code; None: it has none.
         allowed: what may differ between hosts. vocabulary: of the corpus, as `plan_run` takes it.
         inventory: the hosts file, for jump hosts and what is known of the hosts.
+        pins: host name -> the key that it has for certain, where there is no such file.
     """
 
     charge: Charge
@@ -31,6 +33,7 @@ class Mandate:
     allowed: tuple[str, ...] = ()
     vocabulary: int | None = None
     inventory: str | None = None
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 def dump(mandate: Mandate) -> str:
@@ -56,6 +59,7 @@ def dump(mandate: Mandate) -> str:
             "allowed": list(mandate.allowed),
             "vocabulary": mandate.vocabulary,
             "inventory": mandate.inventory,
+            "pins": dict(mandate.pins),
         }
     )
 
@@ -89,4 +93,5 @@ def load(text: str) -> Mandate:
         allowed=tuple(told["allowed"]),
         vocabulary=told["vocabulary"],
         inventory=told["inventory"],
+        pins=told["pins"],
     )

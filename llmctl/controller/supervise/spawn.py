@@ -7,6 +7,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llmctl.controller.supervise.charge import Mandate, dump
@@ -26,8 +27,18 @@ def log_of(state_dir: str | Path, run_id: str) -> Path:
     return Path(state_dir) / FOLDER / f"{run_id}.log"
 
 
-def spawn(mandate: Mandate, state_dir: str | Path) -> int:
+def spawn(
+    mandate: Mandate,
+    state_dir: str | Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    keep: Sequence[int] = (),
+    cwd: str | Path | None = None,
+) -> int:
     """Start it; its pid. It has a session of its own, and nothing of ours but the environment.
+
+    Args:
+        env: its whole environment instead of ours. keep: files that stay open in it.
 
     Raises:
         ProvisionError: its log can't be written, or it does not start.
@@ -43,6 +54,9 @@ def spawn(mandate: Mandate, state_dir: str | Path) -> int:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=env,
+                pass_fds=keep,
+                cwd=cwd,
             )
         finally:
             os.close(log)

@@ -35,7 +35,11 @@ def starter(
 
     def begin(number: int, hosts: tuple[Host, ...]) -> tuple[Peer, ...]:
         now = replace(config, hosts=hosts)
-        prepared = prepare(now, connections, archive, cache=cache, push=False, allow_mismatch=allowed)
+        # What the code is was settled at the start: here its folder need not even be there.
+        without_code = replace(now, job=config.job.model_copy(update={"code": None}))
+        prepared = prepare(
+            without_code, connections, archive, cache=cache, push=False, allow_mismatch=allowed
+        )
         identity = Identity(
             run_id=run_id,
             attempt=number,

@@ -76,6 +76,11 @@ class Connections:
         key = transport.host_key
         return key.line, key.fingerprint_sha256, self._target(self._hosts[name]).address
 
+    def hostname(self, name: str) -> str:
+        """Where a host is reached from here: what the ssh config makes of its `addr`."""
+        host = self._hosts[name]
+        return "127.0.0.1" if host.is_local else self._target(host).hostname
+
     def each(self, hosts: Iterable[Host], fn: Callable[[Host], T]) -> dict[str, T | LlmctlError]:
         """`fn` for all hosts at once, in threads; a host's LlmctlError is its result, in the hosts' order."""
         wanted = list(hosts)

@@ -44,14 +44,16 @@ def size(count: float | None) -> str:
 
 
 def rate(per_second: float | None) -> str:
-    """`41.2k`, `980`, `1.3M`: the unit stands beside it."""
+    """`41.2k`, `980`, `1.3M`, `6.7B`: the unit stands beside it."""
     if per_second is None:
         return "-"
     if per_second < 999.5:
         return f"{per_second:.0f}"
     if per_second < 999_500:
         return f"{per_second / 1e3:.1f}k"
-    return f"{per_second / 1e6:.1f}M"
+    if per_second < 999_500_000:
+        return f"{per_second / 1e6:.1f}M"
+    return f"{per_second / 1e9:.1f}B"
 
 
 def number(value: float | None, digits: int = 3) -> str:

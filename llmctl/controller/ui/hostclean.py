@@ -14,6 +14,7 @@ KINDS = {
     "wheel": ("wheel", "wheels"),
     "cache": ("cache entry", "cache entries"),
     "run": ("run", "runs"),
+    "supervisor": ("supervisor's folder", "supervisors' folders"),
 }
 
 

@@ -64,11 +64,17 @@ def _cells(row: Row) -> dict[str, str]:
         "OPTIM": size(memory.optimizer) if memory else "-",
         "ACTIV": size(memory.activations) if memory else "-",
         "TEMP": size(memory.temporary) if memory else "-",
-        "STEP": duration(time.total) if time else "-",
+        "STEP": _step(time.total) if time else "-",
         "TOK/S": rate(time.tokens_per_s) if time else "-",
         "EXPOSED": f"{time.exposed:.0%}" if time else "-",
         "BUBBLE": f"{time.bubble / time.total:.0%}" if time else "-",
     }
+
+
+def _step(seconds: float) -> str:
+    if seconds >= 1:
+        return duration(seconds)
+    return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
 
 
 def row_document(row: Row) -> dict[str, Any]:

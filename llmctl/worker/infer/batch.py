@@ -198,7 +198,7 @@ async def run_batch(duty: Duty) -> int:
             task=batch.task,
             defaults=batch.sampling,
             limit=duty.infer.max_tokens,
-            vocab_size=model.config.vocab_size,
+            vocab_size=model.vocab_size,
         )
         manifest = await Batch(duty, batch, output, reader).run()
     if manifest is None:

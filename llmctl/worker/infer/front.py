@@ -50,10 +50,12 @@ class Front:
         self._supervisors = [
             Supervisor(plan, infer, token, self, self._router, self.note) for plan in infer.replicas
         ]
+        model = asyncio.get_running_loop().run_in_executor(None, read_model, infer.model, infer.engine)
+        model.add_done_callback(_heard)
         self._duty = Duty(
             infer=infer,
             router=self._router,
-            model=asyncio.get_running_loop().run_in_executor(None, read_model, infer.model),
+            model=model,
             stop=self._stop,
             progress=self._progress,
             supervisors=tuple(self._supervisors),
@@ -187,7 +189,8 @@ class Front:
 
     async def _goodbye(self, code: int) -> None:
         for node, link in self._links.items():
-            self.tell(node, Bye(code=code))
+            # Only the front's own host fails with it: another's code would be taken for a cause of its own.
+            self.tell(node, Bye(code=0 if node else code))
             with contextlib.suppress(asyncio.TimeoutError):
                 await bounded(link.drain(), 5.0)
 
@@ -196,6 +199,12 @@ class Front:
         sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         sys.stdout.flush()
         self._progress.write(NoteLine(t=time.time(), text=text))
+
+
+def _heard(model: asyncio.Future[Any]) -> None:
+    """A run that ends before anybody asks for the model's text says why by itself, without a traceback."""
+    if not model.cancelled():
+        model.exception()
 
 
 async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Union
 from llmctl.errors import IntegrityError
 from llmctl.wire import codec
 from llmctl.wire.infer import ReplicaReady
+from llmctl.wire.serving import VLLM, ReplicaPlan
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,21 @@ class Port:
 
 @dataclass(frozen=True)
 class RankSlot:
-    """One rank of a replica on the host that is told, and the slot (GPU) that it may use."""
+    """One process of a replica on the host that is told, and the slot (GPU) that it may use.
+
+    Attributes:
+        rank: its first (or only) rank.
+        more: further slots, where the process starts the ranks for them itself.
+    """
 
     rank: int
     slot: int
+    more: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start these ranks of a replica."""
+    """Start these processes of a replica. `node`: which of the replica's `nodes` hosts this one is."""
 
     op: ClassVar[str] = "start"
     replica: int
@@ -51,6 +58,8 @@ class Start:
     ranks: tuple[RankSlot, ...]
     master_addr: str
     master_port: int
+    node: int = 0
+    nodes: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,13 +83,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Exited:
-    """A rank has ended; `code` as a shell has it, 128+n for signal n."""
+    """A rank has ended; `code` as a shell has it, 128+n for signal n; `why`: its own words, if it had any."""
 
     op: ClassVar[str] = "exited"
     replica: int
     generation: int
     rank: int
     code: int
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,20 @@ class Bye:
 
     op: ClassVar[str] = "bye"
     code: int
+
+
+def shares(plan: ReplicaPlan, engine: str) -> list[tuple[int, tuple[RankSlot, ...]]]:
+    """(node, what is started there) of each node of a replica: every rank by itself, or one process per node
+    for an engine that starts its ranks itself."""
+    found: list[tuple[int, tuple[RankSlot, ...]]] = []
+    for node in plan.nodes:
+        mine = [(rank, place.slot) for rank, place in enumerate(plan.ranks) if place.node == node]
+        if engine == VLLM:
+            first, *more = mine
+            found.append((node, (RankSlot(*first, more=tuple(slot for _, slot in more)),)))
+        else:
+            found.append((node, tuple(RankSlot(rank, slot) for rank, slot in mine)))
+    return found
 
 
 Order = Union[AskPort, Start, End, Bye]

@@ -29,9 +29,13 @@ class Progress:
         self._tokens += tokens
 
     def tell(self, total: int | None, *, last: bool = False) -> None:
-        """Write a line where something has changed and the last one is a moment old."""
+        """Write a line where something has changed and the last one is a moment old.
+
+        Not before the first token: lines that are no requests are done at once, which foretells nothing.
+        """
         now = time.monotonic()
-        if not last and (now - self._since < EVERY_S or self._done == self._written):
+        early = now - self._since < EVERY_S or self._done == self._written or not self._tokens
+        if early and not last:
             return
         speed = (self._tokens - self._tokens_then) / max(1e-6, now - self._since)
         self._since, self._tokens_then, self._written = now, self._tokens, self._done

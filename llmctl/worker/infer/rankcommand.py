@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from llmctl.wire import environment
 from llmctl.wire.codec import dumps
 from llmctl.wire.infer import ReplicaSpec
-from llmctl.wire.serving import InferSpec
+from llmctl.wire.serving import BUILTIN, VLLM, InferSpec
 from llmctl.wire.specs import NodeSpec
 from llmctl.worker.infer.orders import RankSlot, Start
 
-MODULE = "llmctl.worker.infer.replica"
+MODULES = {BUILTIN: "llmctl.worker.infer.replica", VLLM: "llmctl.worker.infer.vllm.replica"}
 
 
 def rank_command(
@@ -22,19 +23,20 @@ def rank_command(
     node = spec.launch.node_rank
 
     def command(order: Start, place: RankSlot, ready: Path) -> tuple[list[str], dict[str, str]]:
-        told = replica_spec(spec, infer, order, ready)
+        told = replica_spec(spec, infer, order, place, ready)
         file = folder / f"replica-{order.replica}-{order.generation}-{place.rank}.json"
         file.write_text(dumps(told))
         threads = infer.threads[node] if infer.threads else None
-        argv = [sys.executable, "-u", "-m", MODULE, str(file)]
+        argv = [sys.executable, "-u", "-m", MODULES[infer.engine], str(file)]
         return argv, rank_environment(order, place, world=infer.world, threads=threads)
 
     return command
 
 
-def replica_spec(spec: NodeSpec, infer: InferSpec, order: Start, ready: Path) -> ReplicaSpec:
-    """What the ranks of `order` are told."""
+def replica_spec(spec: NodeSpec, infer: InferSpec, order: Start, place: RankSlot, ready: Path) -> ReplicaSpec:
+    """What one process of `order` is told."""
     node = spec.launch.node_rank
+    gpus = spec.env.get(environment.BACKEND) == "nccl"
     return ReplicaSpec(
         name=f"replica {order.replica}",
         model=infer.model,
@@ -46,10 +48,14 @@ def replica_spec(spec: NodeSpec, infer: InferSpec, order: Start, ready: Path) ->
         max_length=infer.max_tokens,
         max_waiting=2 * infer.max_batch + 1024,
         threads=infer.threads[node] if infer.threads else None,
-        nproc=len(order.ranks),
+        nproc=len(order.ranks) + len(place.more),
         listen=spec.peers[node].addr,
         pg_timeout_s=infer.hang_s,
         check=infer.check,
+        node=order.node,
+        nodes=order.nodes,
+        start_s=infer.start_s,
+        devices=(place.slot, *place.more) if gpus else (),
     )
 
 

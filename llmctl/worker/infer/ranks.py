@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.wire.codec import loads
-from llmctl.wire.infer import ReplicaReady
+from llmctl.wire.infer import ReplicaReady, why_file
 from llmctl.worker.infer.orders import Ended, Exited, RankSlot, Ready, Report, Start
 
 POLL_S = 0.05
@@ -50,12 +50,14 @@ class Ranks:
         for place in order.ranks:
             ready = self._folder / f"replica-{order.replica}-{order.generation}-{place.rank}.ready"
             ready.unlink(missing_ok=True)
+            words = Path(why_file(str(ready)))
+            words.unlink(missing_ok=True)
             argv, env = self._command(order, place, ready)
             process = await asyncio.create_subprocess_exec(
                 *argv, env={**os.environ, **env}, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
             )
             mine[place.rank] = process
-            self._spawn(self._watch(key, place.rank, process))
+            self._spawn(self._watch(key, place.rank, process, words))
             if place.rank == 0:
                 self._spawn(self._await_ready(key, process, ready))
 
@@ -80,13 +82,16 @@ class Ranks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _watch(self, key: tuple[int, int], rank: int, process: asyncio.subprocess.Process) -> None:
+    async def _watch(
+        self, key: tuple[int, int], rank: int, process: asyncio.subprocess.Process, words: Path
+    ) -> None:
         code = await process.wait()
         _signal_group(process.pid, signal.SIGKILL)  # helpers that it left behind
+        (self._folder / f"replica-{key[0]}-{key[1]}-{rank}.sock").unlink(missing_ok=True)  # vLLM's
         self._running.get(key, {}).pop(rank, None)
-        self._report(
-            Exited(replica=key[0], generation=key[1], rank=rank, code=code if code >= 0 else 128 - code)
-        )
+        code = code if code >= 0 else 128 - code
+        why = words.read_text() if words.exists() else ""
+        self._report(Exited(replica=key[0], generation=key[1], rank=rank, code=code, why=why))
 
     async def _await_ready(
         self, key: tuple[int, int], process: asyncio.subprocess.Process, ready: Path

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.wire.codec import dumps, loads
 from llmctl.wire.exitcodes import ExitCode
-from llmctl.wire.infer import CANCEL, TOKEN, HandoffCheck, Order, ReplicaReady, ReplicaSpec
+from llmctl.wire.infer import CANCEL, TOKEN, HandoffCheck, Order, ReplicaReady, ReplicaSpec, why_file
 from llmctl.wire.model import count_parameters
 from llmctl.worker.hf.weights import Weights, open_weights
 from llmctl.worker.infer.engine.build import Built, build_rank, check_spec, limits_of, max_rows
@@ -33,6 +33,7 @@ from llmctl.worker.infer.engine.pipeline import Alone, Leading, Pipeline
 from llmctl.worker.infer.engine.place import Place
 from llmctl.worker.infer.engine.scheduler import Told
 from llmctl.worker.infer.server import Connection, Door, Inbound
+from llmctl.worker.process import HOPELESS
 from llmctl.worker.stop import StopSignal
 
 LISTEN_S = 0.2
@@ -43,21 +44,24 @@ FAREWELL_S = 10.0
 
 
 def main(arguments: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> int:
-    """The process: 0 after a drain; an error is one line on stderr."""
+    """The process: 0 after a drain. An error is one line on stderr and beside the ready file; exit code 93
+    where starting again can't help."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if len(given) != 1:
         sys.stderr.write("usage: python -m llmctl.worker.infer.replica SPEC.json\n")
         return ExitCode.USAGE
     stop = StopSignal()
     stop.install()
+    spec = loads(ReplicaSpec, Path(given[0]).read_bytes())
     try:
-        run(loads(ReplicaSpec, Path(given[0]).read_bytes()), env, stop)
+        run(spec, env, stop)
     except LlmctlError as error:
         sys.stderr.write(f"error: {error.line()}\n")
         if error.hint:
             sys.stderr.write(f"  {error.hint}\n")
         sys.stderr.flush()
-        return ExitCode.USAGE if isinstance(error, ConfigError) else ExitCode.JOB_FAILED
+        Path(why_file(spec.ready_file)).write_text(error.line())
+        return ExitCode.NO_RETRY if isinstance(error, HOPELESS) else ExitCode.JOB_FAILED
     return ExitCode.OK
 
 

@@ -42,7 +42,7 @@ async def run_serve(duty: Duty) -> int:
         words=found.words,
         template=ChatTemplate(found.words),
         limit=duty.infer.max_tokens,
-        vocab_size=found.config.vocab_size,
+        vocab_size=found.vocab_size,
     )
     api = Api(duty, model, key)
     runner = web.AppRunner(

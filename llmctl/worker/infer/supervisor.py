@@ -19,7 +19,7 @@ from llmctl.wire.infer import ADD, Order, ReplicaReady, SamplingSpec
 from llmctl.wire.serving import InferSpec, ReplicaPlan
 from llmctl.worker.infer.client import ReplicaClient
 from llmctl.worker.infer.deadline import bounded, within
-from llmctl.worker.infer.orders import AskPort, End, Ended, Exited, Port, RankSlot, Ready, Start
+from llmctl.worker.infer.orders import AskPort, End, Ended, Exited, Port, Ready, Start, shares
 from llmctl.worker.infer.router import Router, Station, capacity
 
 T = TypeVar("T")
@@ -155,18 +155,15 @@ class Supervisor:
         first = self._plan.ranks[0].node
         self._hosts.tell(first, AskPort(replica=self._plan.index, generation=self.generation))
         port = await within(self._expect(Port), PORT_S, f"{self.name}: finding a port")
-        for node in self._plan.nodes:
-            mine = tuple(
-                RankSlot(rank=rank, slot=place.slot)
-                for rank, place in enumerate(self._plan.ranks)
-                if place.node == node
-            )
+        for position, (node, mine) in enumerate(shares(self._plan, self._spec.engine)):
             order = Start(
                 replica=self._plan.index,
                 generation=self.generation,
                 ranks=mine,
                 master_addr=self._hosts.address(first),
                 master_port=port.port,
+                node=position,
+                nodes=len(self._plan.nodes),
             )
             self._hosts.tell(node, order)
         told = await within(self._expect(Ready), self._spec.start_s, f"{self.name}: loading the model")
@@ -184,9 +181,9 @@ class Supervisor:
         if isinstance(message, HostGone):
             raise HostUnreachableError(f"{message.host} is gone", stage="infer")
         if isinstance(message, Exited):
-            how = f"rank {message.rank} ended with {message.code}"
+            how = message.why or f"rank {message.rank} ended with {message.code}"
             if message.code == ExitCode.NO_RETRY:
-                raise JobFailedError(f"{how}: see its log", hint="llmctl logs says why", stage="infer")
+                raise JobFailedError(how, hint="llmctl logs says more", stage="infer")
             raise HostUnreachableError(how, stage="infer")
 
     async def _serve(self, client: ReplicaClient, station: Station) -> None:

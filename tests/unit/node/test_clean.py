@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -136,3 +137,16 @@ def test_environments_and_wheels_go_by_age_and_links_stay(work: Path) -> None:
     aged(work / "wheels")
     assert {(item.kind, item.name) for item in swept(work).items} == {("env", old), ("wheel", "c" * 64)}
     assert sorted(path.name for path in (work / "env").iterdir()) == [new, "by"]
+
+
+def test_a_supervisor_that_lives_keeps_its_folder(work: Path) -> None:
+    """The lock decides, not the age: a long run's supervisor may not have written for weeks."""
+    folders = [work / "supervisor" / name for name in ("old-aaaa", "live-bbbb")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+        aged(folder)
+    with (folders[1] / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert [(item.kind, item.name) for item in swept(work).items] == [("supervisor", "old-aaaa")]
+    assert [folder.exists() for folder in folders] == [False, True]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.controller.plan.choose import PASSES_PER_STAGE, choose
+from llmctl.controller.plan.choose import PASSES_PER_STAGE, choose, way_out
 from llmctl.controller.plan.cost import Group, groups
 from llmctl.controller.plan.layouts import Question, Row, every_layout, judge, judge_all
 from llmctl.controller.plan.machines import Fleet, Given, fake_fleet
@@ -182,6 +183,15 @@ def test_sharded_layouts_without_a_shared_store_are_refused_over_several_hosts()
     rows = {row.spec: row for row in judge_all(question)}
     assert rows[ParallelSpec(dp_replicate=2)].fits
     assert "checkpoint.uri" in rows[ParallelSpec(dp_shard=2)].why
+
+
+def test_where_only_a_store_is_missing_it_is_asked_for() -> None:
+    """Copies of 7b fit nowhere and shards need a store: the way out names it and the layout it allows; where
+    nothing would fit either way, it does not."""
+    question = replace(_question("7b", "2x8xA100-80GB"), shared_checkpoints=False)
+    assert choose(judge_all(question)).row is None
+    assert re.search(r"checkpoint.uri .* then \S.* fits", way_out(question))
+    assert "checkpoint.uri" not in way_out(replace(_question("7b", "2x1xL4-24GB"), shared_checkpoints=False))
 
 
 def test_groups_that_leave_a_host_together_share_its_network() -> None:

@@ -67,6 +67,14 @@ def test_the_table_says_what_to_take_and_what_was_assumed(tmp_path: Path) -> Non
     assert "vocabulary of 32000 is assumed" in done.stderr
 
 
+def test_a_fleet_that_is_not_there_has_a_store(tmp_path: Path) -> None:
+    """A job without `checkpoint.uri` is planned as if it had one, and told so: else only copies work."""
+    done = llmctl(tmp_path, "plan", "--fake-hosts", "2x4xL4-24GB", "--set", "checkpoint.uri=null")
+    assert done.returncode == 0, done.stderr
+    assert "\ntake " in done.stdout
+    assert "checkpoint.uri" in done.stderr
+
+
 def test_an_unknown_device_is_one_line(tmp_path: Path) -> None:
     """Exit 2 and the known names, no traceback."""
     done = llmctl(tmp_path, "plan", "--fake-hosts", "2x4xH1000-80GB")

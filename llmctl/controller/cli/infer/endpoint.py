@@ -46,7 +46,8 @@ class EndpointView(TrainingView):
         entry = next(one for one in self._located.hosts if one.name == host)
         address, port = str(line["address"]), int(line["port"])
         if address == ANY:
-            where, how = f"{entry.internal_addr or entry.addr}:{port}", f"open on {host}, with the API key"
+            name = self._connections.hostname(host)
+            where, how = f"{name}:{port}", f"open on {host}, with the API key"
         elif entry.is_local:
             where, how = f"{address}:{port}", "on this machine"
         else:

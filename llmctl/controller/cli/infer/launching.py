@@ -91,8 +91,10 @@ def launch(session: Session, config: RunConfig, work: Work, *, dry_run: bool) ->
         typer.Exit: Ctrl-C, with what it means at that moment told.
     """
     from llmctl.controller.plan.inference import summary
+    from llmctl.controller.plan.vllm import check_job
     from llmctl.controller.ui.stages import Stages
 
+    check_job(config.job, work.batch.task if work.batch else None)
     session.screen.hide(config.secrets.to_hide())
     for note in config.notes:
         session.screen.warn(note)

@@ -54,14 +54,15 @@ def library() -> ctypes.CDLL:
     Raises:
         PreflightError: no compiler here, or it fails; says what it said.
     """
-    made = ctypes.CDLL(str(_built(os.environ)))
+    made = ctypes.CDLL(str(built(os.environ)))
     for name, (returns, takes) in _FUNCTIONS.items():
         function = getattr(made, name)
         function.restype, function.argtypes = returns, takes
     return made
 
 
-def _built(env: Mapping[str, str]) -> Path:
+def built(env: Mapping[str, str]) -> Path:
+    """The library's file, compiled where it is not there yet. Raises PreflightError."""
     compiler = shutil.which(env.get("CXX") or "g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None:
         raise PreflightError("no C++ compiler", hint="install g++, or set kernels: torch", stage="kernels")

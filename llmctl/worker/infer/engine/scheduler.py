@@ -15,7 +15,6 @@ from llmctl.wire.infer import (
     CANCELLED,
     EMBED,
     ERROR,
-    GENERATE,
     LENGTH,
     SCORE,
     STOP,
@@ -24,6 +23,7 @@ from llmctl.wire.infer import (
     ReplicaStats,
     TokenLogprob,
 )
+from llmctl.worker.infer.admission import refusal
 from llmctl.worker.infer.engine import plan
 from llmctl.worker.infer.engine.plan import POOL, POOL_LAST, SAMPLE, Step, make_step
 from llmctl.worker.infer.engine.sampler import Outcome
@@ -99,17 +99,14 @@ class Scheduler:
 
     def _refusal(self, order: Order) -> str | None:
         limits = self._limits
-        longest = limits.length - (order.task == GENERATE)
-        if self._draining:
-            return "draining: nothing new is taken"
-        if len(self._waiting) >= limits.waiting:
-            return f"busy: {len(self._waiting)} requests wait already"
-        if not order.tokens:
-            return "no tokens"
-        if len(order.tokens) > longest:
-            return f"too long: {len(order.tokens)} tokens, {longest} fit"
-        wrong = next((token for token in order.tokens if not 0 <= token < limits.vocab), None)
-        return None if wrong is None else f"token {wrong} is not in the vocabulary of {limits.vocab}"
+        return refusal(
+            order,
+            length=limits.length,
+            vocab=limits.vocab,
+            waiting=len(self._waiting),
+            most_waiting=limits.waiting,
+            draining=self._draining,
+        )
 
     def cancel(self, key: Key) -> list[Told]:
         """End a request; what is on its way is dropped when it comes back."""

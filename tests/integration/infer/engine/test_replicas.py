@@ -3,70 +3,58 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from llmctl.wire.codec import dumps, loads
 from llmctl.wire.infer import CANCEL, DRAIN, STATS, Answer, Order
 from tests.engine_kit import Told, add, ask, replica
-from tests.hf_kit import library, loaded, tiny
-from tests.lab import smollm2
+from tests.hf_kit import tiny
+from tests.smollm2_kit import EXACT, NEW, TEXTS, Theirs, real_model, transformers_says
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 
-TEXTS = ("The capital of France is", "def main():", "Once upon a time")
-NEW = 12
-LAYOUTS = {"one process": (1, 1), "tp 2": (2, 1), "pp 2": (1, 2), "tp 2 x pp 2": (2, 2)}
+LAYOUTS = {"one process": (1, 1), "tp 2 x pp 2": (2, 2)}
+"""tests/integration/test_infer_ssh.py has the others, too."""
 
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    """The folder of SmolLM2-135M-Instruct in bf16."""
-    library("transformers")
-    library("gguf")
-    if not smollm2.folder().is_dir():
-        subprocess.run(smollm2.COMMAND, check=True, timeout=500)
-    return smollm2.folder()
+    return real_model()
 
 
 @pytest.fixture(scope="module")
-def expected(model: Path) -> dict[str, tuple[list[int], list[int]]]:
-    """Prompt and greedy answer of transformers, by text."""
-    theirs = loaded(model)
-    tokenizer = library("transformers").AutoTokenizer.from_pretrained(model)
-    found = {}
-    for text in TEXTS:
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
-        mask = torch.ones_like(ids)
-        out = theirs.generate(
-            ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, eos_token_id=None
-        )
-        found[text] = (ids[0].tolist(), out[0, ids.shape[1] :].tolist())
-    return found
+def expected(model: Path) -> dict[str, Theirs]:
+    """By prompt."""
+    return transformers_says(model)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_greedy_text_is_the_same_in_every_layout(
-    tmp_path: Path, model: Path, expected: dict[str, tuple[list[int], list[int]]], layout: str
+def test_real_weights_answer_as_with_transformers(
+    tmp_path: Path, model: Path, expected: dict[str, Theirs], layout: str
 ) -> None:
-    """One process, two ranks per matrix (of 3 key-value heads), two stages, and both: transformers' tokens,
-    and logits within 1e-4 of one process in the check before serving; a drain ends every rank."""
+    """In one process, and in two stages of two ranks per matrix (of 3 key-value heads): its tokens, and
+    log-probabilities within 1e-4; the check before serving was made; a seed gives the same answer again; a
+    drain ends every rank."""
     tp, pp = LAYOUTS[layout]
-    orders = [add(text, prompt, max_tokens=NEW) for text, (prompt, _) in expected.items()]
+    orders = [add(text, one.prompt, max_tokens=NEW, logprobs=0) for text, one in expected.items()]
+    orders += [add(f"score {text}", one.prompt, "score") for text, one in expected.items()]
     seeded = {"temperature": 0.8, "seed": 3, "top_p": 0.9, "max_tokens": NEW}
-    orders.append(add("seeded", expected[TEXTS[2]][0], **seeded))
+    orders.append(add("seeded", expected[TEXTS[2]].prompt, **seeded))
     with replica(tmp_path, model, tp=tp, pp=pp) as running:
         assert running.ready.check is not None
-        assert running.ready.check.difference < 1e-4
+        assert running.ready.check.difference < EXACT
         assert running.ready.check.agree == 1.0
-        found = running.ask([*orders, add("score", expected[TEXTS[0]][0], "score")])
-        assert {text: found[text].tokens for text in TEXTS} == {t: new for t, (_, new) in expected.items()}
+        found = running.ask(orders)
+        for text, theirs in expected.items():
+            assert found[text].tokens == theirs.tokens
+            logprobs = [one.logprob for one in found[text].logprobs]
+            assert logprobs == pytest.approx(theirs.logprobs, abs=EXACT, rel=0)
+            scores = found[f"score {text}"].last.scores
+            assert list(scores) == pytest.approx(theirs.scores, abs=EXACT, rel=0)
         again = running.ask([orders[-1]])
         assert again["seeded"].tokens == found["seeded"].tokens
-        assert len(found["score"].last.scores) == len(expected[TEXTS[0]][0]) - 1
         running.processes[0].send_signal(signal.SIGTERM)
         assert running.wait() == [0] * (tp * pp)
 
