@@ -73,6 +73,7 @@ def _run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
     from llmctl.controller.execute.agents import await_free
     from llmctl.controller.execute.data import look_beside
     from llmctl.controller.plan.attempts import policy_of
+    from llmctl.controller.plan.slow import require_possible
     from llmctl.controller.ui.stages import Stages
 
     session.screen.hide(config.secrets.to_hide())
@@ -96,6 +97,7 @@ def _run(session: Session, config: RunConfig, manner: Manner) -> Outcome:
     config = replace(config, hosts=found.hosts)
     policy = policy_of(config.job, [host.name for host in config.hosts])
     plan = _plan(session, config, prepared, run_id, policy, found)
+    require_possible(config.job, policy, plan.nodes[0].recipe)
     post = _post(session, config, plan, policy, manner.supervise_on)
     if manner.dry_run:
         _show_plan(session, plan)
