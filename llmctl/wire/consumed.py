@@ -65,6 +65,7 @@ class JournalHeader:
         start: the first step, from 0: as many as the checkpoint had done that this attempt began with.
         origin: of that checkpoint; None where there was none.
         peers: all hosts of the attempt, so that a journal that is missing has a name.
+        shares: samples of each rank in a step; none: equal ones.
     """
 
     run_id: str
@@ -79,6 +80,7 @@ class JournalHeader:
     corpora: tuple[CorpusMark, ...]
     peers: tuple[Peer, ...] = ()
     origin: Optional[Origin] = None
+    shares: tuple[int, ...] = ()
     kind: str = HEADER
 
 

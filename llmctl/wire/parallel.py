@@ -6,7 +6,10 @@ refuses and estimates with them, the worker builds its mesh from them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from llmctl.errors import ConfigError
 
 SCHEDULES = ("1f1b", "gpipe", "interleaved")
 
@@ -96,6 +99,23 @@ def rank_at(spec: ParallelSpec, place: tuple[int, ...]) -> int:
     for size, index in zip(spec.sizes, place):
         rank = rank * size + index
     return rank
+
+
+def share(global_batch: int, rank: int, world: int, shares: Sequence[int] = ()) -> tuple[int, int]:
+    """(first, count) of the samples that `rank` of `world` takes.
+
+    Args:
+        shares: samples of each rank; none: shares that differ by one at most.
+
+    Raises:
+        ConfigError: `shares` are not those of so many ranks and samples.
+    """
+    if shares:
+        if len(shares) != world or sum(shares) != global_batch or min(shares) < 0:
+            raise ConfigError(f"shares {list(shares)} are not {global_batch} samples of {world} ranks")
+        return sum(shares[:rank]), shares[rank]
+    first = rank * global_batch // world
+    return first, (rank + 1) * global_batch // world - first
 
 
 def micro_batches_per_step(spec: ParallelSpec, global_batch: int, micro_batch: int) -> int:

@@ -89,6 +89,7 @@ class RecipeSpec:
         spike_threshold: a loss this many times the running mean is a bad one; None: only what is no number.
         lora: train adapters of `model.source` and nothing else; checkpoints hold only them.
         self_check: before the first step, compare the layout's gradient with one process's.
+        shares: samples of each data rank in a step, of the global batch; none: equal ones.
         planned_memory: bytes that the planner expects of the rank that needs most; None: it does not know.
     """
 
@@ -119,4 +120,5 @@ class RecipeSpec:
     spike_threshold: Optional[float] = None
     self_check: bool = False
     lora: Optional[LoraSpec] = None
+    shares: tuple[int, ...] = ()
     planned_memory: Optional[int] = None

@@ -37,7 +37,7 @@ class AttemptNote:
     Attributes:
         state: `running`, `succeeded`, `failed`, `lost` (a host) or `regrown` (ended to take hosts back in).
         step: the last step that was heard of; checkpoint_step: the last committed one.
-        reason: why it ended.
+        reason: why it ended. note: what was done about slow hosts.
     """
 
     attempt: int
@@ -48,6 +48,7 @@ class AttemptNote:
     step: Optional[int] = None
     checkpoint_step: Optional[int] = None
     reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Sequence
 
-from llmctl.storage.corpus.loader import share
 from llmctl.storage.corpus.mixture import open_order
 from llmctl.storage.corpus.order import Order, SampleRef
 from llmctl.storage.corpus.reader import Reader
@@ -30,6 +29,7 @@ from llmctl.wire.consumed import (
     seal,
 )
 from llmctl.wire.manifests import CheckpointManifest
+from llmctl.wire.parallel import share
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import NodeSpec, Peer
 from llmctl.worker.metrics import say
@@ -82,6 +82,7 @@ def open_consumption(
             for source, manifest in zip(spec.corpora, reader.manifests, strict=True)
         ),
         peers=peers,
+        shares=recipe.shares,
         origin=Origin(found.run_id, found.attempt) if found else None,
     )
     order = open_order(reader.manifests, weights, recipe.sequence_length, recipe.seed)
@@ -96,7 +97,7 @@ class Consumption:
         self._path = path
         self._header = header
         self._order = order
-        self._first, self._count = share(header.global_batch, header.rank, header.world)
+        self._first, self._count = share(header.global_batch, header.rank, header.world, header.shares)
         self._lines: list[Line] = [header]
         self._written = 0
         self._troubled = False

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from llmctl.errors import ConfigError
-from llmctl.storage.corpus.loader import SampleLoader, StepBatch, share
+from llmctl.storage.corpus.loader import SampleLoader, StepBatch
 from llmctl.storage.corpus.mixture import open_order
 from llmctl.storage.corpus.order import SampleRef
 from llmctl.storage.corpus.reader import Reader, open_reader
@@ -20,6 +20,7 @@ from llmctl.storage.hashing import verify
 from llmctl.wire import environment
 from llmctl.wire.layout import HostLayout
 from llmctl.wire.manifests import ShardManifest
+from llmctl.wire.parallel import share
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.wire.specs import NodeSpec
 from llmctl.worker.step import Batch
@@ -68,7 +69,8 @@ class Batches:
         self._dtype = _DTYPES[reader.manifest.dtype]
         self._row = recipe.sequence_length + 1
         self._device = device
-        self._first, self._global_batch = share(recipe.global_batch, rank, ranks)[0], recipe.global_batch
+        self._first = share(recipe.global_batch, rank, ranks, recipe.shares)[0]
+        self._global_batch = recipe.global_batch
         self._dropout = recipe.dropout > 0
         self._order = open_order(reader.manifests, weights, recipe.sequence_length, recipe.seed)
         self._loader = SampleLoader(
@@ -78,6 +80,7 @@ class Batches:
             rank=rank,
             world=ranks,
             start_step=start_step,
+            shares=recipe.shares,
         )
 
     @property

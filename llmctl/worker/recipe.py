@@ -90,10 +90,11 @@ class Recipe:
         """See Subject."""
         recipe = job.recipe
         adapted = "" if recipe.lora is None else f" ({human_count(self.learning)} in adapters)"
+        shares = f", by speed: {' + '.join(map(str, recipe.shares))}" if recipe.shares else ""
         return (
             f"{recipe.model.source or recipe.model.size}: "
             f"{human_count(count_parameters(self.config))} parameters{adapted}, {{ranks}}, "
-            f"batch {recipe.global_batch} x {recipe.sequence_length} tokens"
+            f"batch {recipe.global_batch} x {recipe.sequence_length} tokens{shares}"
         )
 
     def objective(self, layout: Layout) -> Objective:

@@ -15,8 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmctl.errors import JobFailedError, LlmctlError
-from llmctl.storage.corpus.loader import share
-from llmctl.wire.parallel import ParallelSpec, coordinates, rank_at
+from llmctl.wire.parallel import ParallelSpec, coordinates, rank_at, share
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.worker.objective import Loss, whole
 from llmctl.worker.parallel.architecture import Architecture
@@ -134,7 +133,7 @@ class SelfCheck:
         """The global batch by data ranks, because a mean over ranks' means depends on the cut."""
         batch, ranks = self.batch_of(0, 1), self.layout.data_ranks
         for rank in range(ranks):
-            first, count = share(self.recipe.global_batch, rank, ranks)
+            first, count = share(self.recipe.global_batch, rank, ranks, self.recipe.shares)
             yield cut(batch, first, first + count)
 
     @torch.no_grad()

@@ -103,6 +103,7 @@ def launch(session: Session, config: RunConfig, manner: Manner, stages: Stages) 
     from llmctl.controller.execute.agents import await_free
     from llmctl.controller.execute.data import look_beside
     from llmctl.controller.plan.attempts import policy_of
+    from llmctl.controller.plan.slow import require_possible
 
     session.screen.hide(config.secrets.to_hide())
     for note in config.notes:
@@ -124,6 +125,7 @@ def launch(session: Session, config: RunConfig, manner: Manner, stages: Stages) 
     config = replace(config, hosts=found.hosts)
     policy = policy_of(config.job, [host.name for host in config.hosts])
     plan = _plan(session, config, prepared, run_id, policy, found)
+    require_possible(config.job, policy, plan.nodes[0].recipe)
     post = _post(session, config, plan, policy, manner.supervise_on)
     if manner.dry_run:
         _show_plan(session, plan)

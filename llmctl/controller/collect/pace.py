@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
+from llmctl.wire.parallel import share
 from llmctl.wire.progress import Hang, Progress, RankStack
 from llmctl.wire.records import NodeStatus
 
@@ -63,14 +64,19 @@ def _one_of_each_place(ranks: list[tuple[str, RankStack]]) -> list[tuple[str, Ra
 
 
 def stragglers(statuses: Mapping[str, NodeStatus]) -> tuple[str, ...]:
-    """One line of evidence per host that is slower by its own work than the median of the others.
+    """The evidence of `slow_hosts`."""
+    return tuple(slow_hosts(statuses).values())
+
+
+def slow_hosts(statuses: Mapping[str, NodeStatus]) -> dict[str, str]:
+    """By host, one line of evidence for each that is slower by its own work than the median of the others.
 
     Time in which a rank waits for sums with others counts for nobody, so that the slow host stands out and
     not those that wait for it. Where every layer of a step needs other hosts (FSDP, tp or pp between them),
     their own times are alike and none is named.
     """
     slowest = {host: rank for host, status in statuses.items() if (rank := _slowest(status.progress))}
-    lines = []
+    lines = {}
     for host, rank in sorted(slowest.items()):
         others = [_own(other) for name, other in slowest.items() if name != host]
         if not others:
@@ -78,8 +84,23 @@ def stragglers(statuses: Mapping[str, NodeStatus]) -> tuple[str, ...]:
         usual = statistics.median(others)
         factor = statuses[host].spec.watch.straggler
         if _own(rank) > factor * usual and _own(rank) - usual > _noticed(rank):
-            lines.append(_evidence(host, rank, usual))
-    return tuple(lines)
+            lines[host] = _evidence(host, rank, usual)
+    return lines
+
+
+def speeds(statuses: Mapping[str, NodeStatus]) -> dict[str, float]:
+    """Samples per second of each host's slowest rank, by its own work.
+
+    Hosts of which too little is known yet, or whose ranks train on no shares of a batch, are left out.
+    """
+    found = {}
+    for host, status in statuses.items():
+        rank, recipe = _slowest(status.progress), status.spec.recipe
+        if rank is None or recipe is None or not _own(rank):
+            continue
+        world = sum(peer.nproc for peer in status.spec.peers)
+        found[host] = share(recipe.global_batch, rank.rank, world, recipe.shares)[1] / _own(rank)
+    return found
 
 
 def _slowest(ranks: tuple[Progress, ...]) -> Progress | None:

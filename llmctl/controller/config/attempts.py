@@ -45,3 +45,8 @@ class WatchSection(Strict):
     straggler: float = Field(
         1.3, gt=1, description="a host this many times slower than the others' median is named in `status`"
     )
+    slow: Literal["warn", "exclude", "rebalance"] = Field(
+        "warn",
+        description="of such a host: named only; left out of the next attempt (with `min_nodes`); or given "
+        "fewer samples of each batch from the next attempt on",
+    )

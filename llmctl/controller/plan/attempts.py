@@ -5,7 +5,7 @@ Values in, decision out: the supervisor (`controller/supervise`) looks and acts,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
@@ -18,6 +18,10 @@ LOOP = 3
 
 LONGEST_BACKOFF_S = 300.0
 RECIPE_RESTARTS = 3
+
+EXCLUDE = "exclude"
+REBALANCE = "rebalance"
+"""Values of `watch.slow`, besides `warn`."""
 
 
 class HostSight(Enum):
@@ -45,7 +49,7 @@ class EndedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """`restarts` of a job, with what it leaves out."""
+    """`restarts` of a job, with what it leaves out, and its `watch.slow`."""
 
     restarts: int
     no_retry_codes: frozenset[int]
@@ -55,6 +59,7 @@ class Policy:
     min_nodes: int
     wait_for_hosts_s: float
     lease_s: float
+    slow: str = "warn"
 
     @property
     def elastic(self) -> bool:
@@ -125,11 +130,16 @@ def policy_of(job: JobFile, hosts: Sequence[str]) -> Policy:
         min_nodes=min(given.min_nodes or len(hosts), len(hosts)),
         wait_for_hosts_s=given.wait_for_hosts_s,
         lease_s=given.lease_s,
+        slow=job.watch.slow,
     )
 
 
 def decide(
-    policy: Policy, ended: Sequence[AttemptEnd], sights: Mapping[str, HostSight], waited_s: float
+    policy: Policy,
+    ended: Sequence[AttemptEnd],
+    sights: Mapping[str, HostSight],
+    waited_s: float,
+    slow: Collection[str] = (),
 ) -> Start | Wait | End:
     """What follows the last attempt of `ended`.
 
@@ -137,6 +147,7 @@ def decide(
         ended: every attempt so far, oldest first; at least one.
         sights: of every host of the policy.
         waited_s: seconds since the last attempt ended.
+        slow: hosts to be left out, as long as `min_nodes` others are there.
     """
     last = ended[-1]
     if last.by is EndedBy.SUCCESS:
@@ -146,17 +157,23 @@ def decide(
     final = _final(policy, ended)
     if final:
         return End(state=RunState.FAILED, why=final)
-    return _form(policy, ended, sights, waited_s)
+    return _form(policy, ended, sights, waited_s, slow)
 
 
 def _form(
-    policy: Policy, ended: Sequence[AttemptEnd], sights: Mapping[str, HostSight], waited_s: float
+    policy: Policy,
+    ended: Sequence[AttemptEnd],
+    sights: Mapping[str, HostSight],
+    waited_s: float,
+    slow: Collection[str],
 ) -> Start | Wait | End:
     free = tuple(name for name in policy.hosts if sights.get(name) is HostSight.FREE)
     busy = [name for name in policy.hosts if sights.get(name, HostSight.BUSY) is HostSight.BUSY]
     gone = [name for name in policy.hosts if name not in free and name not in busy]
     if len(free) == len(policy.hosts) or (len(free) >= policy.min_nodes and not busy):
-        return Start(hosts=free, after_s=max(0.0, backoff_s(policy, ended) - waited_s))
+        quick = tuple(name for name in free if name not in slow)
+        hosts = quick if len(quick) >= policy.min_nodes else free
+        return Start(hosts=hosts, after_s=max(0.0, backoff_s(policy, ended) - waited_s))
     missing = ", ".join((*busy, *gone))
     if waited_s >= policy.wait_for_hosts_s:
         return End(

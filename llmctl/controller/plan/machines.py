@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import ConfigError
@@ -141,6 +141,7 @@ class Given:
         between, latency: of a host's network, bytes per second and seconds.
         flops: per rank and second, reached.
         measured: where `between` comes from, if it was not a person who gave it.
+        speeds: samples per second of one rank, by host, where shares are to go by that.
     """
 
     between: float | None = None
@@ -148,6 +149,7 @@ class Given:
     latency: float | None = None
     flops: float | None = None
     measured: str = ""
+    speeds: Mapping[str, float] = field(default_factory=dict)
 
 
 def fake_fleet(text: str, given: Given) -> Fleet:

@@ -13,6 +13,7 @@ from llmctl.controller.plan.machines import Given
 from llmctl.controller.plan.network import interface, master_address, own_address
 from llmctl.controller.plan.parallel import script_layout
 from llmctl.controller.plan.refusals import Site
+from llmctl.controller.plan.slow import balanced
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.errors import PreflightError
 from llmctl.wire import environment
@@ -247,7 +248,7 @@ def _recipe(
         return _script_recipe(job, sum(ranks.values())), ""
     local = local_hosts(config.hosts)
     planned = planned_recipe(job, recipe_spec(job), ranks, facts, vocabulary, given, local)
-    return planned.recipe, planned.why
+    return balanced(planned.recipe, ranks, given.speeds), planned.why
 
 
 def _script_recipe(job: JobFile, world: int) -> RecipeSpec | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmctl.controller.backends.agent import AgentClient
@@ -19,6 +19,7 @@ from llmctl.controller.plan.attempts import AttemptEnd, End, EndedBy, HostSight,
 from llmctl.controller.supervise import judge
 from llmctl.controller.supervise.contacts import Contacts, Sighting, probes_of
 from llmctl.controller.supervise.judge import Attempt, Broken
+from llmctl.controller.supervise.slowness import Slowness
 from llmctl.controller.transport.pool import Connections
 from llmctl.errors import CancelledRunError, DeadlineError, HostErrors, HostUnreachableError, LlmctlError
 from llmctl.wire import supervision as phases
@@ -60,8 +61,9 @@ class Charge:
     over: bool = False
 
 
-Starter = Callable[[int, tuple[Host, ...]], tuple[Peer, ...]]
-"""(number, hosts) -> the new attempt's peers, once its agents hold their leases. Raises LlmctlError."""
+Starter = Callable[[int, tuple[Host, ...], Mapping[str, float]], tuple[Peer, ...]]
+"""(number, hosts, speeds to share the batch by) -> the new attempt's peers, once its agents hold their
+leases. Raises LlmctlError."""
 
 
 class Supervisor:
@@ -84,6 +86,7 @@ class Supervisor:
         self._addresses = {peer.host: peer.addr for peer in charge.peers}
         self._attempt = Attempt(number=charge.attempt, hosts=charge.hosts, began=time.monotonic())
         self._ended: list[AttemptEnd] = []
+        self._slowness = Slowness(charge.policy.slow)
         self._lock = threading.Lock()
         note = AttemptNote(attempt=charge.attempt, hosts=charge.hosts, started_at=time.time())
         known = [one for one in charge.notes if one.attempt != charge.attempt]
@@ -137,6 +140,8 @@ class Supervisor:
             seen, now = contacts.seen(), time.monotonic()
             if any(one.replaced for one in seen.values()):
                 return None
+            for news in self._slowness.look(judge.statuses(self._attempt, seen)):
+                self._say(news)
             why = judge.stopped(seen)
             if why:
                 return Broken(by=EndedBy.STOP, reason=why)
@@ -163,7 +168,8 @@ class Supervisor:
         self, seen: dict[str, Sighting], now: float, back: tuple[float, int | None] | None
     ) -> tuple[float, int | None] | None:
         """(since when a host that is left out could take part again, the checkpoint of that time)."""
-        left_out = [name for name in self._hosts if name not in self._attempt.hosts]
+        known = (*self._attempt.hosts, *self._slowness.left_out)
+        left_out = [name for name in self._hosts if name not in known]
         if HostSight.FREE not in judge.sights(left_out, self._attempt, seen, now).values():
             return None
         return back or (now, judge.checkpoint_of(seen))
@@ -241,7 +247,7 @@ class Supervisor:
             if why and self._ended[-1].by is not EndedBy.SUCCESS:
                 return End(state=RunState.CANCELLED, why=why)
             sights = judge.sights(list(self._hosts), self._attempt, seen, now)
-            decision = decide(self._charge.policy, self._ended, sights, now - since)
+            decision = decide(self._charge.policy, self._ended, sights, now - since, self._slowness.left_out)
             if isinstance(decision, End):
                 return decision
             said = self._announce(decision, said)
@@ -262,6 +268,8 @@ class Supervisor:
             detail, phase = f"waiting {decision.why}", phases.WAITING
         else:
             detail, phase = f"next attempt on {', '.join(decision.hosts)}", phases.PAUSING
+            unusual = self._slowness.note(decision.hosts)
+            detail += f"; {unusual}" if unusual else ""
         if detail != said:
             self._say(detail)
             self._tell(phase=phase, detail=f"{self._ended[-1].reason}; {detail}")
@@ -271,11 +279,16 @@ class Supervisor:
         """Start the next attempt; why it could not, None: it runs."""
         number = self._attempt.number + 1
         hosts = tuple(self._hosts[name] for name in names)
-        note = AttemptNote(attempt=number, hosts=tuple(names), started_at=time.time())
+        note = AttemptNote(
+            attempt=number,
+            hosts=tuple(names),
+            started_at=time.time(),
+            note=self._slowness.note(tuple(names)),
+        )
         self._attempt = Attempt(number=number, hosts=tuple(names), began=time.monotonic())
         self._tell(attempt=number, attempts=(*self._told.attempts, note))
         try:
-            peers = self._start(number, hosts)
+            peers = self._start(number, hosts, self._slowness.speeds)
         except LlmctlError as error:
             self._attempt = replace(self._attempt, began=time.monotonic())
             self._lease(contacts)

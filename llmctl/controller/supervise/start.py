@@ -3,7 +3,7 @@ hosts have this run's, and another tree would be another run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from llmctl.controller.config.types import Host, RunConfig
 from llmctl.controller.execute.prepare import prepare
 from llmctl.controller.execute.start import start
 from llmctl.controller.plan.attempts import Policy
+from llmctl.controller.plan.machines import Given
 from llmctl.controller.plan.plan import Identity, plan_run
+from llmctl.controller.supervise.loop import Starter
 from llmctl.controller.transport.pool import Connections
 from llmctl.wire.specs import Peer
 
@@ -30,10 +32,10 @@ def starter(
     allowed: tuple[str, ...],
     vocabulary: int | None,
     cache: Path,
-) -> Callable[[int, tuple[Host, ...]], tuple[Peer, ...]]:
+) -> Starter:
     """A `loop.Starter` for this run."""
 
-    def begin(number: int, hosts: tuple[Host, ...]) -> tuple[Peer, ...]:
+    def begin(number: int, hosts: tuple[Host, ...], speeds: Mapping[str, float]) -> tuple[Peer, ...]:
         now = replace(config, hosts=hosts)
         # What the code is was settled at the start: here its folder need not even be there.
         without_code = replace(now, job=config.job.model_copy(update={"code": None}))
@@ -55,7 +57,7 @@ def starter(
             epoch=epoch,
             contact_s=policy.lease_s if policy.elastic else None,
         )
-        plan = plan_run(now, prepared.facts, identity, vocabulary)
+        plan = plan_run(now, prepared.facts, identity, vocabulary, Given(speeds=speeds))
         start(plan, now, connections, archive)
         return plan.nodes[0].peers
 

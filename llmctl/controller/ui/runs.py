@@ -88,7 +88,7 @@ def _unsettled(view: RunView) -> list[str]:
 
 
 def attempt_lines(attempts: Sequence[AttemptNote]) -> list[str]:
-    """One line per attempt: hosts, how far it came, how long it took, why it ended."""
+    """A line per attempt: hosts, how far it came, how long it took, why it ended; what is unusual."""
     lines = []
     for one in attempts:
         parts = [f"attempt {one.attempt}", one.state, "on " + names(list(one.hosts))]
@@ -97,6 +97,7 @@ def attempt_lines(attempts: Sequence[AttemptNote]) -> list[str]:
         if one.ended_at is not None:
             parts.append(f"in {duration(max(0.0, one.ended_at - one.started_at))}")
         lines.append("  ".join(parts) + (f": {plain(one.reason)}" if one.reason else ""))
+        lines += [f"  {plain(one.note)}"] if one.note else []
     return lines
 
 

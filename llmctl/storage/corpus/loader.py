@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -13,6 +13,7 @@ from llmctl.errors import DeadlineError
 from llmctl.storage.corpus.dataset import ITEM_BYTES
 from llmctl.storage.corpus.order import Order, SampleRef, ShardRef
 from llmctl.storage.corpus.reader import Reader
+from llmctl.wire.parallel import share
 
 WAIT_S = 1800.0
 """How long one batch may take: longer than any store's own deadlines, for a thread that is stuck for good."""
@@ -35,12 +36,6 @@ class StepBatch:
     tokens: bytearray
 
 
-def share(global_batch: int, rank: int, world: int) -> tuple[int, int]:
-    """(first, count) of the samples that `rank` of `world` takes; shares differ by one at most."""
-    first = rank * global_batch // world
-    return first, (rank + 1) * global_batch // world - first
-
-
 class SampleLoader:
     """Endless iterator of this rank's StepBatches, from `start_step`.
 
@@ -48,6 +43,7 @@ class SampleLoader:
 
     Args:
         depth: batches read ahead.
+        shares: see `share`.
 
     Attributes:
         wait_s: seconds that the last `next()` waited.
@@ -63,12 +59,13 @@ class SampleLoader:
         world: int,
         start_step: int = 0,
         depth: int = 4,
+        shares: Sequence[int] = (),
     ) -> None:
         self.wait_s = 0.0
         self._reader = reader
         self._order = order
         self._global_batch = global_batch
-        self._first, self._count = share(global_batch, rank, world)
+        self._first, self._count = share(global_batch, rank, world, shares)
         self._queue: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=max(1, depth))
         self._closed = threading.Event()
         self._ahead: list[ShardRef] = []

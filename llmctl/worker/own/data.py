@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from llmctl.errors import ConfigError
-from llmctl.storage.corpus.loader import StepBatch, share
+from llmctl.storage.corpus.loader import StepBatch
 from llmctl.storage.corpus.order import ROUNDS, SampleRef, key, permute
 from llmctl.storage.corpus.tarset import TarSample, TarSet
 from llmctl.wire import environment
 from llmctl.wire.layout import HostLayout
+from llmctl.wire.parallel import share
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.worker.job import Job
 from llmctl.worker.step import Batch
@@ -69,7 +70,7 @@ class OwnBatches:
         self._samples = samples
         self._seed, self._global_batch = recipe.seed, recipe.global_batch
         self._device = device
-        self._first, self._count = share(recipe.global_batch, rank, ranks)
+        self._first, self._count = share(recipe.global_batch, rank, ranks, recipe.shares)
         self._step = step
 
     @property

@@ -9,11 +9,11 @@ from pathlib import Path
 from llmctl.controller.collect.audit import journals_in
 from llmctl.controller.collect.proof.findings import Proof
 from llmctl.controller.collect.proof.prove import prove
-from llmctl.storage.corpus.loader import share
 from llmctl.storage.corpus.mixture import open_order
 from llmctl.storage.corpus.order import Order, SampleRef
 from llmctl.wire.consumed import CorpusMark, JournalHeader, Origin, fingerprint, pack_lengths
 from llmctl.wire.manifests import FileEntry, ShardEntry, ShardManifest
+from llmctl.wire.parallel import share
 from llmctl.wire.specs import Peer
 from llmctl.worker.consumption import Consumption
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.errors import ConfigError
-from llmctl.storage.corpus.loader import share
 from llmctl.storage.corpus.mixture import MIX_BLOCK, MixtureOrder, check_alike, open_order
 from llmctl.storage.corpus.order import SampleOrder, SampleRef
+from llmctl.wire.parallel import share
 from tests.unit.storage.test_order import expected_samples, manifest_of
 
 LENGTH = 8

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.errors import ConfigError
-from llmctl.storage.corpus.loader import share
 from llmctl.storage.corpus.order import BLOCK_SHARDS, SampleOrder, SampleRef, permute
 from llmctl.wire.manifests import FileEntry, ShardEntry, ShardManifest
+from llmctl.wire.parallel import share
 
 
 def manifest_of(tokens: list[int]) -> ShardManifest:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from llmctl.controller.collect.proof.findings import Finding, Kind, RankJournal, Stretch, who
-from llmctl.storage.corpus.loader import share
 from llmctl.storage.corpus.mixture import open_order
 from llmctl.storage.corpus.order import Order, SampleRef
 from llmctl.wire.consumed import JournalHeader, shard_tokens
 from llmctl.wire.manifests import FileEntry, ShardEntry, ShardManifest
+from llmctl.wire.parallel import share
 
 
 def lineage(journals: Iterable[RankJournal], findings: list[Finding]) -> list[Stretch]:
@@ -106,5 +106,5 @@ def order_of(header: JournalHeader) -> Order:
 
 def foretold(header: JournalHeader, order: Order, step: int, rank: int) -> list[SampleRef]:
     """The samples that `rank` had to use in `step`, in order."""
-    first, count = share(header.global_batch, rank, header.world)
+    first, count = share(header.global_batch, rank, header.world, header.shares)
     return order.samples(step, header.global_batch, first, count)
