@@ -1,8 +1,11 @@
-"""Hosts that are back: after a cut line, after a stop that they did not hear."""
+"""Hosts that are back: after a reboot, after a cut line, after a stop that they did not hear."""
 
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,55 @@ def cluster(tmp_path: Path, lab: Lab) -> Cluster:
     return Cluster(folder=tmp_path / "c", lab=lab)
 
 
+def told(cluster: Cluster, run: str) -> dict[str, Any]:
+    """What the run's supervisor last said; empty before it did."""
+    return dict(cluster.json("status", run, "--all")["run"]["supervision"] or {})
+
+
 def running(cluster: Cluster, run: str, attempt: int) -> bool:
     """All nodes run this attempt, and its supervisor takes care of it."""
     view = cluster.json("status", run, "--all")["run"]
     said = view["supervision"] or {}
     states = [node["state"] for node in view["nodes"]]
     return bool(view["attempt"] == said.get("attempt") == attempt and states == ["running", "running"])
+
+
+@contextmanager
+def another_boot(lab: Lab, name: str) -> Iterator[str]:
+    """The host's kernel has been started anew, as far as it says; hosts here share one."""
+    boot = str(uuid.uuid4())
+    lab.path(name, "/srv/boot").write_text(f"{boot}\n")
+    target = "/proc/sys/kernel/random/boot_id"
+    lab.on_host(name, ["mount", "--bind", "/srv/boot", target], check=True)
+    try:
+        yield boot
+    finally:
+        lab.on_host(name, ["umount", "-l", target], check=True)
+
+
+def test_a_host_that_was_rebooted_takes_part_in_the_next_attempt(cluster: Cluster, lab: Lab) -> None:
+    """Power cut of b, then another boot-id: what its old boot left is taken for dead, and the run goes on in
+    one attempt on both."""
+    cluster.write_script(scripts.SLEEPER, **JOB, restarts={"max": 3, "backoff_s": 0.2})
+    run = cluster.start()
+    until(lambda: running(cluster, run, 1), within=LONG_S, what="running")
+    before = boot_of(cluster, run)
+    lab.poweroff("node1")
+    lab.start("node1")
+    with another_boot(lab, "node1") as boot:
+        until(lambda: running(cluster, run, 2), within=LONG_S, what="the next attempt")
+        assert boot_of(cluster, run) == boot != before
+        first, second = told(cluster, run)["attempts"]
+        assert (first["state"], second["state"]) in (("failed", "running"), ("lost", "running"))
+        assert not (cluster.run_dir("a", run) / "attempt-3").exists()
+        cluster.run("stop", run, "--grace", "1")
+    cluster.until_state(run, "cancelled")
+    assert not cluster.processes(run)
+
+
+def boot_of(cluster: Cluster, run: str) -> str:
+    """The boot that b's agent says it is of."""
+    return str(json.loads((cluster.run_dir("b", run) / "lease.json").read_text())["boot_id"])
 
 
 def test_events_and_logs_have_no_gap_after_a_cut_line(cluster: Cluster, lab: Lab) -> None:

@@ -27,6 +27,7 @@ t = torch.ones(1)
 dist.all_reduce(t)
 print("sum", float(t), "by", sys.executable, flush=True)
 if "wait" in sys.argv: time.sleep(600)
+dist.destroy_process_group()
 """
 
 

@@ -56,9 +56,10 @@ def send(
 
     session = Session(hosts=hosts, output=checked_output(output))
     try:
-        parcel = parcel_of(_local(source))
+        folder, to = _local(source), _there(dest)
         chosen = chosen_hosts(session, pool, limit)
-        results = _send(session, parcel, _there(dest), chosen, by_tree=fan_out)
+        parcel = parcel_of(folder)
+        results = _send(session, parcel, to, chosen, by_tree=fan_out)
     finally:
         session.close()
     _show(session, parcel, dest, results)

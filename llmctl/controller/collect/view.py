@@ -138,7 +138,7 @@ def merge(run_id: str, answers: Mapping[str, Answer], now: float) -> RunView:
         for name, answer in answers.items()
         if answer.status is None or answer.status.spec.attempt == spec.attempt
     }
-    nodes = tuple(_node(peer, current.get(peer.host)) for peer in spec.peers)
+    nodes = tuple(_node(peer, current.get(peer.host), older=peer.host in answers) for peer in spec.peers)
     statuses = {name: answer.status for name, answer in current.items() if answer.status}
     hang, slow = hang_verdict(statuses), stragglers(statuses)
     failures = tuple(sorted(_failures(current, hang), key=lambda failure: failure.at))
@@ -231,9 +231,10 @@ def _progress(spec: NodeSpec, metrics: Mapping[str, object], *, ended: bool) -> 
     }
 
 
-def _node(peer: Peer, answer: Answer | None) -> NodeView:
+def _node(peer: Peer, answer: Answer | None, *, older: bool) -> NodeView:
+    """`older`: the host has answered; where its answer is left out, it was about an earlier attempt."""
     if answer is None or answer.status is None:
-        error = _why(answer)
+        error = "this attempt has not started there" if answer is None and older else _why(answer)
         return NodeView(
             host=peer.host,
             node_rank=peer.node_rank,

@@ -17,6 +17,7 @@ from llmctl.controller.execute.identity import Recogniser
 from llmctl.controller.plan.parity import compared, differences, refusals, summary
 from llmctl.controller.plan.pool import pool_problems
 from llmctl.controller.plan.preflight import asked_paths, job_problems
+from llmctl.controller.plan.verdicts import CLOCK
 from llmctl.controller.probe.facts import HostFacts
 from llmctl.controller.transport.files import push_file
 from llmctl.controller.transport.pool import Connections
@@ -65,12 +66,14 @@ def prepare(
     progress: Callable[[int], None] | None = None,
     recogniser: Recogniser | None = None,
     allow_mismatch: Sequence[str] = (),
+    begun: bool = False,
 ) -> Prepared:
     """Facts of every host, with code and agent pushed (unless `push` is False: a dry run).
 
     The tree is scanned while the hosts are being connected. `cache` is a folder of ours for the stat
     cache and for what was last pushed where. `progress` is told bytes as they are sent, from several threads.
     `recogniser` refuses a machine that was swapped; `allow_mismatch` names what may differ between hosts.
+    `begun`: a further attempt of a run, which a clock that jumped meanwhile must not end.
 
     Raises:
         HostErrors: at least one host is unreachable, untrusted, unfit, unlike the others, or could not be
@@ -81,7 +84,7 @@ def prepare(
     with _pushing(config, cache) as sending:
 
         def one(host: Host) -> Ready:
-            facts = _fit(host, config, connections, archive, target, recogniser)
+            facts = _fit(host, config, connections, archive, target, recogniser, begun=begun)
             if not push:
                 return Ready(facts=facts, pushed=None)
             return _send(host, facts, connections, archive, sending, progress)
@@ -143,13 +146,15 @@ def _fit(
     archive: AgentArchive,
     target: str,
     recogniser: Recogniser | None,
+    *,
+    begun: bool,
 ) -> HostFacts:
     """The host's facts; raises PreflightError with the first reason against the job."""
     data = asked_paths(config.job)
     facts = facts_of(host, connections, agent=archive.hash, target=target, data=data, job=config.job)
     if recogniser:
         recogniser.check(host, facts.more, connections)
-    found = job_problems(host, facts, config.job)
+    found = [one for one in job_problems(host, facts, config.job) if not (begun and one.about == CLOCK)]
     if found:
         first = found[0]
         raise PreflightError(first.message, host=host.name, stage="check", hint=first.hint)

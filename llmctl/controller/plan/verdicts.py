@@ -19,6 +19,9 @@ from llmctl.controller.probe.machine import Disk, GpuProcess
 SKEW_WARN_S, SKEW_UNFIT_S = 2.0, 60.0
 """Beyond the first, timelines of several hosts mislead; beyond the second, certificates and leases fail."""
 
+CLOCK = "clock"
+"""What a verdict about the host's wall clock is about."""
+
 ROOMY = 5 << 30
 FEWEST_INODES = 10_000
 LEAST_MEMORY = 1 << 30
@@ -104,7 +107,7 @@ def _clock(case: _Case) -> Iterator[Verdict]:
     way = "ahead" if skew.ahead > 0 else "behind"
     yield case.graver(
         abs(skew.ahead) - skew.error > SKEW_UNFIT_S,
-        "clock",
+        CLOCK,
         f"its clock is {abs(skew.ahead):.1f} s {way} of this machine's (± {skew.error:.1f} s)",
         f"on {case.host.name}: timedatectl set-ntp true   (and look at this machine's own clock)",
     )

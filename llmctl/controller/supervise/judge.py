@@ -70,10 +70,20 @@ def verdict(attempt: Attempt, seen: Mapping[str, Sighting], now: float) -> Broke
     wiped = [name for name in attempt.hosts if seen[name].missing and seen[name].asked_at > attempt.began]
     if wiped:
         return Broken(by=EndedBy.LOSS, reason=f"{wiped[0]} knows nothing of the run any more")
+    older = [name for name in attempt.hosts if _knows_older(attempt, seen[name])]
+    if older:
+        return Broken(by=EndedBy.LOSS, reason=f"attempt {attempt.number} was never started on {older[0]}")
     ended = [name for name in attempt.hosts if name in told and told[name].state in _STOPPED]
     if ended:
         return Broken(by=EndedBy.FAILURE, reason=f"{ended[0]} was ended: {_exit_reason(told[ended[0]])}")
     return _lost(attempt, seen, now)
+
+
+def _knows_older(attempt: Attempt, one: Sighting) -> bool:
+    """Asked after all starts were over, it only knows an earlier attempt: the supervisor that was starting
+    this one died before it came to this host. Its order can't come later: the host obeys the present one."""
+    asked = one.asked_at > attempt.began
+    return asked and one.status is not None and one.status.spec.attempt < attempt.number
 
 
 def _exit_reason(status: NodeStatus) -> str:

@@ -38,7 +38,13 @@ def starter(
         # What the code is was settled at the start: here its folder need not even be there.
         without_code = replace(now, job=config.job.model_copy(update={"code": None}))
         prepared = prepare(
-            without_code, connections, archive, cache=cache, push=False, allow_mismatch=allowed
+            without_code,
+            connections,
+            archive,
+            cache=cache,
+            push=False,
+            allow_mismatch=allowed,
+            begun=True,
         )
         identity = Identity(
             run_id=run_id,
