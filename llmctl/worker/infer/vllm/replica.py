@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundError
+from llmctl.errors import ConfigError, LlmctlError
 from llmctl.wire.codec import dumps, loads
 from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.infer import TOKEN, ReplicaReady, ReplicaSpec
@@ -21,9 +21,9 @@ from llmctl.worker.infer.vllm.arguments import serve_arguments, serve_environmen
 from llmctl.worker.infer.vllm.child import Child
 from llmctl.worker.infer.vllm.desk import Desk
 from llmctl.worker.infer.vllm.source import VllmFolder, check_length, vllm_folder
+from llmctl.worker.process import HOPELESS
 from llmctl.worker.stop import StopSignal
 
-HOPELESS = (ConfigError, IntegrityError, NotFoundError)
 SOCKET = ".sock"
 FOLLOW_S = 0.2
 FIRST_ANSWER_S = 120.0
