@@ -83,6 +83,10 @@ class JobFailedError(LlmctlError, RuntimeError):
     """The user's job ended with a failure of its own."""
 
 
+class DivergedError(JobFailedError):
+    """Training left the road: the same steps from the same checkpoint would leave it again."""
+
+
 class NotFinishedError(LlmctlError, RuntimeError):
     """Asked for the verdict of a run that has none yet."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from llmctl.errors import ConfigError, JobFailedError
+from llmctl.errors import ConfigError, DivergedError
 from llmctl.storage.corpus.order import SampleRef
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.worker.step import StepNumbers
@@ -60,7 +60,7 @@ class BadLoss:
         """Take note of a step's numbers.
 
         Raises:
-            JobFailedError: they are bad and the policy is `stop`, or too many in a row were.
+            DivergedError: they are bad and the policy is `stop`, or too many in a row were.
         """
         if not numbers.skipped:
             self._remember(numbers.loss)
@@ -72,7 +72,7 @@ class BadLoss:
             return
         self._note(f"{words}; {self._samples(step)}")
         often = f", {self._in_a_row} steps in a row" if self._in_a_row > 1 else ""
-        raise JobFailedError(
+        raise DivergedError(
             f"{words}{often}",
             hint="lower the learning rate, or resume from an earlier checkpoint with precision: fp32",
         )

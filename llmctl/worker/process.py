@@ -9,7 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
-from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundError, RefusedError
+from llmctl.errors import (
+    ConfigError,
+    DivergedError,
+    IntegrityError,
+    LlmctlError,
+    NotFoundError,
+    RefusedError,
+)
 from llmctl.wire import environment
 from llmctl.wire.codec import loads
 from llmctl.wire.exitcodes import ExitCode
@@ -20,8 +27,8 @@ from llmctl.worker.stop import StopSignal
 if TYPE_CHECKING:  # it imports torch
     from llmctl.worker.job import Job
 
-HOPELESS = (ConfigError, IntegrityError, NotFoundError, RefusedError)
-"""Settings, data and accounts do not get better by starting the job again."""
+HOPELESS = (ConfigError, DivergedError, IntegrityError, NotFoundError, RefusedError)
+"""Settings, data, accounts and a loss that is no number do not get better by starting the job again."""
 
 
 def main(train: Callable[[Job], int]) -> NoReturn:

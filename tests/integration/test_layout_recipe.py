@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmctl.wire.exitcodes import ExitCode
 from llmctl.wire.parallel import ParallelSpec
 from llmctl.wire.recipe import OptimizerSpec
 from tests.layout_kit import TWENTY, Result, case, run_worlds
@@ -160,7 +161,7 @@ def test_a_skipped_step_names_its_samples(base: Path, corpus: Path) -> None:
     """With `on_bad_loss: skip`, bad updates are left out with their samples named; a hopeless run ends."""
     cluster = Cluster(base=base / "skip", corpus=corpus)
     ((code, out, err),) = cluster.start(replace(WILD, on_bad_loss="skip")).results()
-    assert code == 1
+    assert code == ExitCode.NO_RETRY
     assert "steps in a row" in err
     left_out = [line for line in out.splitlines() if "its update is left out" in line]
     assert len(left_out) == 10
@@ -173,6 +174,6 @@ def test_a_spike_ends_the_run_before_it_does_harm(base: Path, corpus: Path) -> N
     # A rate that is far too high, but finite: the loss jumps to many times its mean.
     jumpy = replace(TWENTY, optimizer=OptimizerSpec(lr=3.0, warmup_steps=20), steps=40, spike_threshold=1.2)
     ((code, out, err),) = cluster.start(jumpy).results()
-    assert code == 1
+    assert code == ExitCode.NO_RETRY
     assert "times the running mean" in err
     assert "its samples: " in out

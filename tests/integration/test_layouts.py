@@ -10,10 +10,10 @@ import torch
 from llmctl.wire.parallel import ParallelSpec
 from tests.engine_kit import add, engine_of, run_all
 from tests.hf_kit import ours, tokens
-from tests.layout_kit import Result, World, case, run_worlds
+from tests.layout_kit import Case, Result, World, case, run_worlds
 from tests.worker_kit import make_corpus
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(1800)]
 
 EXACT, TENSOR = 1e-5, 5e-5
 """Largest difference in any of twenty losses: without and with tensor parallelism (other order of sums)."""
@@ -28,6 +28,7 @@ TWO = [
     ParallelSpec(pp=2, schedule="gpipe"),
     ParallelSpec(pp=2, schedule="interleaved", virtual_stages=2),
 ]
+THREE = [ParallelSpec(dp_replicate=3), ParallelSpec(dp_shard=3)]
 FOUR = [
     ParallelSpec(dp_shard=4),
     ParallelSpec(dp_replicate=2, dp_shard=2),
@@ -36,10 +37,16 @@ FOUR = [
     ParallelSpec(dp_shard=2, tp=2, sequence_parallel=False),
     ParallelSpec(pp=2, dp_replicate=2),
     ParallelSpec(pp=2, dp_shard=2),
+    ParallelSpec(pp=2, dp_shard=2, schedule="interleaved", virtual_stages=2),
     ParallelSpec(pp=2, tp=2),
     ParallelSpec(pp=4),
 ]
-EIGHT = [ParallelSpec(pp=2, dp_shard=2, tp=2), ParallelSpec(dp_replicate=2, dp_shard=2, tp=2)]
+EIGHT = [
+    ParallelSpec(pp=2, dp_shard=2, tp=2),
+    ParallelSpec(dp_replicate=2, dp_shard=2, tp=2),
+    ParallelSpec(pp=2, dp_replicate=2, dp_shard=2),
+    ParallelSpec(pp=2, dp_replicate=2, tp=2),
+]
 
 
 def label(spec: ParallelSpec) -> str:
@@ -47,23 +54,33 @@ def label(spec: ParallelSpec) -> str:
     return " without ".join([spec.name, *off])
 
 
+WIDER = [ParallelSpec(dp_shard=3), ParallelSpec(dp_shard=2, tp=2)]
+"""Takers of three and four ranks; three divide no dimension of the model."""
 RESUMED = [ParallelSpec(dp_shard=2), ParallelSpec(tp=2), ParallelSpec(pp=2), ParallelSpec(dp_replicate=2)]
 
 
 def givers() -> list[str]:
     """Layouts whose checkpoints differ in form: whole, by rows, by columns, by stage, and by two at once."""
-    specs = [TWO[1], TWO[2], TWO[5], TWO[7], FOUR[1], FOUR[3], FOUR[6], FOUR[7]]
+    specs = [TWO[1], TWO[2], TWO[5], TWO[7], FOUR[1], FOUR[3], FOUR[6], FOUR[8]]
     return ["alone", *map(label, specs)]
+
+
+def few_givers() -> list[str]:
+    """Whole, by rows, and by stage and columns."""
+    return ["alone", label(TWO[1]), label(FOUR[8])]
 
 
 def resumed(base: Path) -> list[World]:
     """Every giver's checkpoint of step 10 resumed by several others."""
-    one, two = [], []
-    for giver in givers():
+
+    def taken(giver: str, name: str, taker: ParallelSpec) -> Case:
         step_10 = base / "checkpoints" / giver / "step-00000010"
-        one.append(case(base, f"{giver} -> one", ParallelSpec(), resume=step_10))
-        two += [case(base, f"{giver} -> {label(taker)}", taker, resume=step_10) for taker in RESUMED]
-    return [(1, one), (2, two)]
+        return case(base, f"{giver} -> {name}", taker, resume=step_10)
+
+    one = [taken(giver, "one", ParallelSpec()) for giver in givers()]
+    two = [taken(giver, label(taker), taker) for giver in givers() for taker in RESUMED]
+    more = [(taker.world, [taken(giver, label(taker), taker) for giver in few_givers()]) for taker in WIDER]
+    return [(1, one), (2, two), *more]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +92,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(base: Path) -> dict[str, Result]:
     """Twenty steps of one process and of every layout, with a checkpoint of step 10; and the resumed ones."""
     worlds: list[World] = [(1, [case(base, "alone", ParallelSpec(), checkpoint_every=10)])]
-    for specs in (TWO, FOUR, EIGHT):
+    for specs in (TWO, THREE, FOUR, EIGHT):
         cases = [case(base, label(spec), spec, checkpoint_every=10) for spec in specs]
         worlds.append((specs[0].world, cases))
     return run_worlds(base, make_corpus(base / "corpus"), [*worlds, *resumed(base)])
@@ -86,7 +103,7 @@ def alone(trained: dict[str, Result]) -> Result:
     return trained["alone"]
 
 
-@pytest.mark.parametrize("spec", [*TWO, *FOUR, *EIGHT], ids=label)
+@pytest.mark.parametrize("spec", [*TWO, *THREE, *FOUR, *EIGHT], ids=label)
 def test_a_layout_trains_as_one_process(
     spec: ParallelSpec, trained: dict[str, Result], alone: Result
 ) -> None:
@@ -141,3 +158,15 @@ def test_a_checkpoint_of_any_layout_can_be_asked(giver: str, base: Path) -> None
     wanted = chances.gather(1, ids[0, 1:].unsqueeze(1)).squeeze(1)
     told = run_all(engine_of(step_10), [add("score", ids[0].tolist(), "score")])
     assert torch.allclose(torch.tensor(told["score"].last.scores), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("taker", WIDER, ids=label)
+@pytest.mark.parametrize("giver", few_givers())
+def test_three_and_four_ranks_go_on_alike(
+    giver: str, taker: ParallelSpec, trained: dict[str, Result], alone: Result
+) -> None:
+    """More ranks than saved it, or shards of unequal size: the same state and losses, too."""
+    result = trained[f"{giver} -> {label(taker)}"]
+    assert result.digests == trained[f"{giver} -> one"].digests
+    gaps = [abs(a - b) for a, b in zip(alone.losses[10:], result.losses, strict=True)]
+    assert max(gaps) < TENSOR

@@ -165,11 +165,11 @@ def test_damaged_data_stops_the_run(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_explodes_names_its_step(corpus: Path, tmp_path: Path) -> None:
-    """An absurd learning rate ends the run with exit 1 and the step; no broken checkpoint is committed."""
+    """An absurd learning rate ends the run with exit 93 and the step; no broken checkpoint is committed."""
     wild = replace(RECIPE, optimizer=OptimizerSpec(lr=1e30, warmup_steps=0), checkpoint_every=1)
     cluster = Cluster(base=tmp_path, corpus=corpus)
     ((code, _, err),) = cluster.start(wild).results()
-    assert code == 1
+    assert code == 93
     assert err.startswith("error: step ")
     assert "learning rate" in err
     assert len(cluster.committed()) <= 1

@@ -101,7 +101,7 @@ def _ended(cluster: Cluster, policy: str, **restarts: int) -> dict[str, Any]:
     assert second["step"] == RECIPE["steps"]
     assert "each exactly once" in cluster.run("data", "audit", run).stdout
     told = (cluster.run_dir("a", run) / "attempt-2/rank-0.log").read_text()
-    shares = re.search(r"by speed: (.+)", told)
+    shares = re.search(r"by speed: ([0-9 +]+)", told)
     loss = cluster.json("status", run)["run"]["loss"]
     until(lambda: not cluster.processes(run), what="all gone")
     return {**second, "loss": loss, "shares": [int(n) for n in shares[1].split(" + ")] if shares else []}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,20 +32,14 @@ def validate(
 ) -> None:
     """Check the job file and the hosts file without contacting a host; exit 2 at the first mistake."""
     from llmctl.controller.cli.session import Session
-    from llmctl.controller.config.job import load_job, resolve
+    from llmctl.controller.config.job import load_job
 
     session = Session(hosts=hosts, output=checked_output(output))
     path = Path(file or "job.yaml")
     inventory = session.inventory
     checked = [inventory.path]
     if file is not None or path.exists():
-        config = resolve(
-            load_job(path),
-            inventory,
-            environ=os.environ,
-            base=path.absolute().parent,
-            default_pool=session.settings.pool,
-        )
+        config = session.resolve(load_job(path), path.absolute().parent)
         checked.append(str(path))
         for note in config.notes:
             session.screen.warn(note)

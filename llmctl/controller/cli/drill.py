@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,18 +141,11 @@ def _order(kill: str | None, freeze: str | None, at_step: int, asserts: str, tim
 
 def _config(session: Session, file: str | None, overrides: JobOverrides) -> RunConfig:
     """The job as a run of its own: another name, and checkpoints where no other run keeps any."""
-    from llmctl.controller.config.job import load_job, resolve
+    from llmctl.controller.config.job import load_job
     from llmctl.controller.plan.drill import own_name, own_place
 
     path = Path(file or "job.yaml")
-    config = resolve(
-        load_job(path),
-        session.inventory,
-        overrides=overrides,
-        environ=os.environ,
-        base=path.absolute().parent,
-        default_pool=session.settings.pool,
-    )
+    config = session.resolve(load_job(path), path.absolute().parent, overrides)
     job = config.job
     changed: dict[str, object] = {"name": own_name(job.name)}
     if job.checkpoint.uri is not None:

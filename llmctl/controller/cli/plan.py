@@ -125,7 +125,7 @@ def _question(
     given: Given,
     vocabulary: int | None,
 ) -> Question:
-    from llmctl.controller.config.job import load_job, resolve
+    from llmctl.controller.config.job import load_job
     from llmctl.controller.config.overrides import apply_overrides
     from llmctl.controller.plan.machines import fake_fleet
 
@@ -136,14 +136,7 @@ def _question(
         job = apply_overrides(job, overrides, os.environ)
         fleet = fake_fleet(fake_hosts, given)
         return _ask(session, job, fleet, base, vocabulary, has_store=True)
-    config = resolve(
-        job,
-        session.inventory,
-        overrides=overrides,
-        environ=os.environ,
-        base=base,
-        default_pool=session.settings.pool,
-    )
+    config = session.resolve(job, base, overrides)
     return _ask(session, config.job, _real_fleet(session, config, given), base, vocabulary)
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from llmctl.controller.backends.archive import AgentArchive
     from llmctl.controller.collect.locate import Located
     from llmctl.controller.collect.view import RunView
-    from llmctl.controller.config.types import Host, Inventory
+    from llmctl.controller.config.models import JobFile
+    from llmctl.controller.config.overrides import JobOverrides
+    from llmctl.controller.config.types import Host, Inventory, RunConfig
     from llmctl.controller.ledger.hostbook import HostBook
     from llmctl.controller.ledger.store import Ledger
     from llmctl.controller.transport.pool import Connections
@@ -47,6 +49,35 @@ class Session:
         found = load_inventory(find_inventory(self.settings.hosts, os.environ, Path.cwd(), origin=origin))
         drained = {name: mark.reason for name, mark in self.book.drained().items()}
         return replace(found, drained=drained) if drained else found
+
+    def resolve(
+        self,
+        job: JobFile,
+        base: Path,
+        overrides: JobOverrides | None = None,
+        *,
+        inference: bool = False,
+        uris: tuple[str, ...] = (),
+    ) -> RunConfig:
+        """The job on hosts of the inventory, with this command's environment and default pool.
+
+        Args:
+            base: what relative paths of the job start from.
+            inference, uris: see `config.job.resolve`.
+        """
+        from llmctl.controller.config.job import resolve
+        from llmctl.controller.config.overrides import JobOverrides
+
+        return resolve(
+            job,
+            self.inventory,
+            overrides=overrides or JobOverrides(),
+            environ=os.environ,
+            base=base,
+            default_pool=self.settings.pool,
+            inference=inference,
+            uris=uris,
+        )
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -147,7 +146,7 @@ def train(
 def _config(
     session: Session, file: str | None, script: tuple[str, ...], overrides: JobOverrides
 ) -> RunConfig:
-    from llmctl.controller.config.job import load_job, resolve
+    from llmctl.controller.config.job import load_job
 
     path = Path(file or "job.yaml")
     if file is None and script and not path.exists():
@@ -157,14 +156,7 @@ def _config(
         overrides = replace(overrides, script_args=script)
         if script and job.train.script and script[0].endswith(".py") and (base / script[0]).is_file():
             session.screen.warn(f"{script[0]} is given to {job.train.script} of {path} as an argument")
-    return resolve(
-        job,
-        session.inventory,
-        overrides=overrides,
-        environ=os.environ,
-        base=base,
-        default_pool=session.settings.pool,
-    )
+    return session.resolve(job, base, overrides)
 
 
 def _job_of_script(script: tuple[str, ...]) -> JobFile:

@@ -122,7 +122,8 @@ def _sentence(model: type[BaseModel], kind: str, loc: Loc, entry: Any, what: str
     if kind == "extra_forbidden":
         return f"unknown key `{loc[-1]}` in {_inside(loc, what)}{_nearest_key(model, loc)}"
     if kind == "missing":
-        return f"missing key `{loc[-1]}` in {_inside(loc, what)}"
+        hint = ": `version: 1`" if loc == ("version",) else ""
+        return f"missing key `{loc[-1]}` in {_inside(loc, what)}{hint}"
     if "[key]" in entry["loc"]:
         return f"`{loc[-1]}` in {_inside(loc, what)} must be {_pattern_words(entry)}"
     if kind in ("too_short", "too_long"):

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.wire.codec import dumps, loads
+from llmctl.wire.codec import loads
 from llmctl.wire.exitcodes import ExitCode
-from llmctl.wire.infer import CANCEL, TOKEN, HandoffCheck, Order, ReplicaReady, ReplicaSpec, why_file
+from llmctl.wire.infer import CANCEL, HandoffCheck, Order, ReplicaReady, ReplicaSpec, why_file
 from llmctl.wire.model import count_parameters
 from llmctl.worker.hf.weights import Weights, open_weights
 from llmctl.worker.infer.engine.build import Built, build_rank, check_spec, limits_of, max_rows
@@ -32,6 +32,7 @@ from llmctl.worker.infer.engine.links import Links
 from llmctl.worker.infer.engine.pipeline import Alone, Leading, Pipeline
 from llmctl.worker.infer.engine.place import Place
 from llmctl.worker.infer.engine.scheduler import Told
+from llmctl.worker.infer.readiness import announce, token_of
 from llmctl.worker.infer.server import Connection, Door, Inbound
 from llmctl.worker.process import HOPELESS
 from llmctl.worker.stop import StopSignal
@@ -138,7 +139,7 @@ def _lead(
             slots=spec.max_batch,
             rows=max_rows(spec),
         )
-    door = Door(spec.listen, spec.port, _token(env))
+    door = Door(spec.listen, spec.port, token_of(env))
     ready = ReplicaReady(
         name=spec.name,
         host=spec.listen,
@@ -154,23 +155,9 @@ def _lead(
         check=check,
     )
     door.open()
-    _announce(Path(spec.ready_file), ready)
+    announce(Path(spec.ready_file), ready)
     _say(ready, check)
     Serving(Engine(pipeline, limits_of(spec, weights.config)), door, stop, spec.pg_timeout_s / 4).run()
-
-
-def _token(env: Mapping[str, str]) -> str:
-    token = env.get(TOKEN, "")
-    if not token:
-        raise ConfigError(f"no {TOKEN} in the environment", stage="replica")
-    return token
-
-
-def _announce(path: Path, ready: ReplicaReady) -> None:
-    """Written beside and renamed: who sees the file sees it whole."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(dumps(ready))
-    beside.replace(path)
 
 
 def _say(ready: ReplicaReady, check: HandoffCheck | None) -> None:

@@ -82,6 +82,17 @@ def test_no_changed_byte_goes_unseen(data: st.DataObject) -> None:
         assert f"rank {rank} on h{rank}" in told(proof)
 
 
+def test_damage_is_named_where_it_leaves_nothing_proven(run: Run) -> None:
+    """Two lines that run into each other, of a killed attempt: no step is left, and the rank is named."""
+    run.attempt(1, 2, 0, 20, ends=False)
+    path = run.path(1, 0)
+    header, first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(header + first[:-1] + b"\v" + second)
+    proof = run.prove()
+    assert (proof.verdict, proof.stretches) == (Verdict.FAILED, ())
+    assert "rank 0 on h0: line 2 of its journal is damaged" in told(proof)
+
+
 @pytest.mark.parametrize("cut", [1, 30, 100])
 def test_a_torn_last_line_of_a_killed_process_is_no_damage(run: Run, cut: int) -> None:
     """What was being written when it was killed covers nothing; what lies before is proven."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmctl.errors import ConfigError, JobFailedError
+from llmctl.errors import ConfigError, DivergedError
 from llmctl.storage.corpus.order import SampleRef
 from llmctl.wire.recipe import RecipeSpec
 from llmctl.worker.badloss import MAX_SKIPS, WARM_UP, BadLoss
@@ -119,13 +119,13 @@ def test_a_skip_is_told_and_too_many_end_the_run() -> None:
     assert "its samples: 2:0" in notes[0]
     for step in range(MAX_SKIPS):
         bad.judge(step, numbers(math.nan, skipped=True))
-    with pytest.raises(JobFailedError, match="11 steps in a row"):
+    with pytest.raises(DivergedError, match="11 steps in a row"):
         bad.judge(99, numbers(math.nan, skipped=True))
 
 
 def test_stop_stops_at_once() -> None:
     """The default policy: the first bad loss ends the run, and its samples are in the log."""
     notes: list[str] = []
-    with pytest.raises(JobFailedError, match="step 4"):
+    with pytest.raises(DivergedError, match="step 4"):
         watch(notes).judge(4, numbers(math.inf, skipped=True))
     assert "2:4" in notes[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,17 +92,11 @@ def check(
 
 def _of_job(session: Session, file: str, pool: str | None, limit: list[str] | None) -> RunConfig:
     """The hosts that `train` would take, and the job with its paths made absolute."""
-    from llmctl.controller.config.job import load_job, resolve
+    from llmctl.controller.config.job import load_job
     from llmctl.controller.config.overrides import JobOverrides
 
-    config = resolve(
-        load_job(Path(file)),
-        session.inventory,
-        overrides=JobOverrides(pool=pool, limit=tuple(limit or ())),
-        environ=os.environ,
-        base=Path(file).absolute().parent,
-        default_pool=session.settings.pool,
-    )
+    overrides = JobOverrides(pool=pool, limit=tuple(limit or ()))
+    config = session.resolve(load_job(Path(file)), Path(file).absolute().parent, overrides)
     for note in config.notes:
         session.screen.warn(note)
     return config

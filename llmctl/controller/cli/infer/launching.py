@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from dataclasses import dataclass, replace
@@ -66,19 +65,11 @@ def configured(
     Args:
         uris: stores beside the model's that the hosts need accounts for.
     """
-    from llmctl.controller.config.job import load_job, resolve
+    from llmctl.controller.config.job import load_job
 
     path = Path(file or "job.yaml")
-    config = resolve(
-        load_job(path),
-        session.inventory,
-        overrides=overrides,
-        environ=os.environ,
-        base=path.absolute().parent,
-        default_pool=session.settings.pool,
-        inference=True,
-        uris=uris,
-    )
+    base = path.absolute().parent
+    config = session.resolve(load_job(path), base, overrides, inference=True, uris=uris)
     config.secrets[environment.INFER_TOKEN] = secrets.token_hex(32)
     return config
 

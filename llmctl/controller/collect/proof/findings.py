@@ -125,3 +125,11 @@ def who(rank: int, host: str | None) -> str:
 def steps(start: int, end: int) -> str:
     """`step 4`, or `steps 4-9` where `end` is 10."""
     return f"step {start}" if end - start == 1 else f"steps {start}-{end - 1}"
+
+
+def damaged_lines(stretch: Stretch, rank: int) -> list[Finding]:
+    """Lines of a rank's journal that are not as they were written."""
+    return [
+        finding_of(Kind.DAMAGED, f"line {number} of its journal is damaged", stretch, rank)
+        for number in stretch.ranks[rank].journal.damaged
+    ]

@@ -6,7 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from llmctl.controller.collect.proof.findings import Finding, Kind, RankJournal, Stretch, who
+from llmctl.controller.collect.proof.findings import (
+    Finding,
+    Kind,
+    RankJournal,
+    Stretch,
+    damaged_lines,
+    who,
+)
 from llmctl.storage.corpus.mixture import open_order
 from llmctl.storage.corpus.order import Order, SampleRef
 from llmctl.wire.consumed import JournalHeader, shard_tokens
@@ -27,9 +34,12 @@ def lineage(journals: Iterable[RankJournal], findings: list[Finding]) -> list[St
     end = _reached(attempts[attempt].values()) if attempt is not None else 0
     while attempt is not None:
         header, ranks = headers[attempt], attempts[attempt]
-        if end > header.start:
-            one = Stretch(attempt=attempt, start=header.start, end=end, header=header, ranks=ranks)
+        covered = max(end, header.start)
+        one = Stretch(attempt=attempt, start=header.start, end=covered, header=header, ranks=ranks)
+        if covered > header.start:
             stretches.append(one)
+        else:  # it proves nothing, and perhaps only because of these
+            findings += [finding for rank in sorted(ranks) for finding in damaged_lines(one, rank)]
         end = header.start
         attempt = _before(attempt, headers, findings)
     return stretches[::-1]

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from llmctl.controller.collect.proof.findings import Finding, Kind, Stretch, finding_of, steps
+from llmctl.controller.collect.proof.findings import (
+    Finding,
+    Kind,
+    Stretch,
+    damaged_lines,
+    finding_of,
+    steps,
+)
 from llmctl.controller.collect.proof.lineage import common, foretold, order_of
 from llmctl.storage.corpus.order import Order
 from llmctl.wire.consumed import JournalHeader, RefDigest, StepsLine
@@ -57,8 +64,7 @@ def _of_another(stretch: Stretch, rank: int, header: JournalHeader) -> Finding:
 
 def _holes(stretch: Stretch, rank: int) -> Iterator[Finding]:
     """Lines that are damaged, steps that no line speaks of, and steps that several lines speak of."""
-    for number in stretch.ranks[rank].journal.damaged:
-        yield finding_of(Kind.DAMAGED, f"line {number} of its journal is damaged", stretch, rank)
+    yield from damaged_lines(stretch, rank)
     reached = stretch.start
     for line in sorted(stretch.lines(rank), key=lambda line: (line.start, line.end)):
         if line.start > reached:

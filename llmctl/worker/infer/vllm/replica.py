@@ -12,18 +12,19 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmctl.errors import ConfigError, IntegrityError, LlmctlError, NotFoundError
-from llmctl.wire.codec import dumps, loads
+from llmctl.errors import LlmctlError
+from llmctl.wire.codec import loads
 from llmctl.wire.exitcodes import ExitCode
-from llmctl.wire.infer import TOKEN, ReplicaReady, ReplicaSpec
+from llmctl.wire.infer import ReplicaReady, ReplicaSpec
+from llmctl.worker.infer.readiness import announce, token_of
 from llmctl.worker.infer.server import Door
 from llmctl.worker.infer.vllm.arguments import serve_arguments, serve_environment
 from llmctl.worker.infer.vllm.child import Child
 from llmctl.worker.infer.vllm.desk import Desk
 from llmctl.worker.infer.vllm.source import VllmFolder, check_length, vllm_folder
+from llmctl.worker.process import HOPELESS
 from llmctl.worker.stop import StopSignal
 
-HOPELESS = (ConfigError, IntegrityError, NotFoundError)
 SOCKET = ".sock"
 FOLLOW_S = 0.2
 FIRST_ANSWER_S = 120.0
@@ -91,7 +92,7 @@ def _lead(
 ) -> None:
     """Prove that it answers, listen, say so, serve."""
     child.prove(FIRST_ANSWER_S)
-    door = Door(spec.listen, spec.port, _token(env))
+    door = Door(spec.listen, spec.port, token_of(env))
     ready = ReplicaReady(
         name=spec.name,
         host=spec.listen,
@@ -106,21 +107,11 @@ def _lead(
         load_s=time.monotonic() - started,
     )
     door.open()
-    path = Path(spec.ready_file)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(dumps(ready))
-    beside.replace(path)  # who sees the file sees it whole
+    announce(Path(spec.ready_file), ready)
     told = f"{ready.name}: {ready.dtype} by vLLM, ready in {ready.load_s:.1f} s"
     sys.stdout.write(f"{told}; listening on {ready.host}:{ready.port}\n")
     sys.stdout.flush()
     Desk(spec, folder.vocab_size, child, door, stop).run()
-
-
-def _token(env: Mapping[str, str]) -> str:
-    token = env.get(TOKEN, "")
-    if not token:
-        raise ConfigError(f"no {TOKEN} in the environment", stage="replica")
-    return token
 
 
 if __name__ == "__main__":
