@@ -34,3 +34,28 @@ def test_a_stop_reaches_the_host_that_was_away(tmp_path: Path, lab: Lab) -> None
 def _told(cluster: Cluster, run: str) -> str:
     said = cluster.run("status", run).stderr
     return said if f"{run}: the stop that b had not heard of" in said else ""
+
+
+def test_a_stop_that_no_host_heard_is_handed_on_by_the_supervisor(tmp_path: Path, lab: Lab) -> None:
+    """It ends the run as soon as hosts answer, without any command; a `resume` is not stopped by it later."""
+    cluster = Cluster(folder=tmp_path / "c", lab=lab)
+    cluster.write_script(scripts.SLEEPER, train={"launcher": "direct"}, restarts={"max": 1})
+    run = cluster.start()
+    cluster.until_state(run, "running")
+    for name in lab.names[:2]:
+        lab.partition(name, between="ctl")
+    cluster.run("stop", run, "--grace", "1", expect=11)
+    assert cluster.processes(run), "nobody could hear it"
+    lab.restore()
+    until(lambda: not cluster.processes(run), within=120, what="the supervisor hands the stop on")
+    until(lambda: "cancelled" in _supervisor_log(cluster, run), within=120, what="the verdict")
+    cluster.run("resume", "-d", run)
+    said = cluster.run("status", run).stderr + cluster.run("status", run).stderr
+    assert "had not heard" not in said
+    cluster.until_state(run, "running")
+    cluster.run("stop", run, "--grace", "1")
+    assert cluster.verdict(run)["verdict"] == "cancelled"
+
+
+def _supervisor_log(cluster: Cluster, run: str) -> str:
+    return "".join(log.read_text() for log in cluster.home.rglob(f"{run}.log"))

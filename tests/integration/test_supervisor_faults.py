@@ -102,6 +102,28 @@ def test_jumping_clocks_and_a_full_disk_end_nothing(tmp_path: Path, small_disk: 
     assert not cluster.processes(run)
 
 
+def test_a_host_that_cannot_start_the_next_attempt_is_left_out(tmp_path: Path, small_disk: Path) -> None:
+    """b's disk is full by the time a rank dies: the run goes on with `a`, and says why b is not there."""
+    cluster = Cluster(folder=tmp_path / "c")
+    cluster.write_hosts(b={"workdir": str(small_disk / "host-b")})
+    restarts = {"max": 2, "backoff_s": 0.2, "min_nodes": 1, "lease_s": LEASE_S}
+    cluster.write_script(QUIET, **JOB, restarts=restarts)
+    run = cluster.start()
+    cluster.until_state(run, "running")
+    fill(small_disk / "filler")
+    kill_rank(cluster, run, 0)
+    until(lambda: alive(cluster, run) == [(3, 0)], within=LONG_S, what="an attempt without b")
+    until(lambda: len(attempts(cluster, run)) == 3, what="it is told")
+    _, refused, last = attempts(cluster, run)
+    assert (refused["state"], last["hosts"]) == ("failed", ["a"])
+    assert refused["reason"].startswith("b: ")
+    assert last["note"] == refused["reason"]
+    (small_disk / "filler").unlink()
+    cluster.run("stop", run, "--grace", "1")
+    assert cluster.verdict(run)["verdict"] == "cancelled"
+    assert not cluster.processes(run)
+
+
 def told(path: Path) -> dict[str, Any]:
     """supervisor.json; on a full disk it is written over in place, and may be met half-written."""
     try:

@@ -1,4 +1,5 @@
-"""A stop that could not be delivered: the ledger keeps it, and the next contact with the host delivers it."""
+"""A stop that could not be delivered: the ledger keeps it, and the next contact with the host delivers it,
+that of a command or of the run's supervisor on this machine."""
 
 from __future__ import annotations
 
@@ -10,13 +11,21 @@ if TYPE_CHECKING:
     from llmctl.controller.collect.view import RunView
     from llmctl.controller.config.types import Host
 
-REASON = "stop requested while this host could not be reached"
-GRACE_S = 10.0
-
 
 def owe(session: Session, run_id: str, names: Sequence[str]) -> None:
     """Remember which hosts have not heard of the stop; none: it is known everywhere."""
     session.ledger.update(run_id, owed_stop=tuple(names))
+
+
+def owing(session: Session, run_id: str) -> tuple[str, ...]:
+    """Hosts that have not heard of a stop of this run; none, too, where the ledger can't be read."""
+    from llmctl.errors import LlmctlError
+
+    try:
+        record = session.ledger.get(run_id)
+    except LlmctlError:
+        return ()
+    return record.owed_stop if record else ()
 
 
 def deliver(session: Session, view: RunView, hosts: Sequence[Host]) -> None:
@@ -24,17 +33,15 @@ def deliver(session: Session, view: RunView, hosts: Sequence[Host]) -> None:
     record = session.ledger.get(view.run_id)
     if record is None or not record.owed_stop:
         return
-    from llmctl.controller.execute.stop import stop
+    from llmctl.controller.execute.stop import UNHEARD, stop
     from llmctl.controller.ui.stopping import report_line
     from llmctl.errors import LlmctlError
-    from llmctl.wire.records import StopRequest
 
     answering = {node.host for node in view.nodes if node.state is not None or node.missing}
     due = [host for host in hosts if host.name in record.owed_stop and host.name in answering]
     if not due:
         return
-    request = StopRequest(grace_s=GRACE_S, reason=REASON)
-    reports = stop(session.connect(hosts), due, session.archive, view.run_id, request)
+    reports = stop(session.connect(hosts), due, session.archive, view.run_id, UNHEARD)
     told = {name: one for name, one in reports.items() if not isinstance(one, LlmctlError)}
     for name, report in told.items():
         session.screen.warn(

@@ -66,6 +66,7 @@ def resume(
 
 
 def _resume(session: Session, located: Located, *, detach: bool, take_over: bool, on: str | None) -> int:
+    from llmctl.controller.cli.owed import owe
     from llmctl.controller.cli.supervising import leave, post_at
     from llmctl.controller.collect.status import ask, run_view
 
@@ -78,6 +79,7 @@ def _resume(session: Session, located: Located, *, detach: bool, take_over: bool
     charge = _charge(session, located, view, spec)
     post = post_at(session, on, charge.config, spec.peers) if on else None
     _claim(session, located, charge, vouched=take_over)
+    owe(session, located.run_id, [])  # else the next contact would carry out the old stop
     leave(session, charge, created_at=spec.created_at, tree=spec.tree, allowed=(), post=post)
     session.remember(run_view(connections, located.hosts, session.archive, located.run_id), located.hosts)
     return _show(session, located, spec, detach=detach)

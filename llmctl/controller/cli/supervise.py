@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def supervise(run: Annotated[str, typer.Argument(help="The run's id, to be seen in `ps`.")]) -> None:
     """Take care of one run to its verdict. What to do comes on stdin; what happens goes to stdout."""
+    from llmctl.controller.cli.owed import owing
     from llmctl.controller.cli.session import Session
     from llmctl.controller.supervise.charge import load
     from llmctl.controller.supervise.loop import Supervisor
@@ -39,7 +41,8 @@ def supervise(run: Annotated[str, typer.Argument(help="The run's id, to be seen 
             vocabulary=mandate.vocabulary,
             cache=session.cache,
         )
-        Supervisor(charge, connections, session.archive, begin, _say).run()
+        owed = partial(owing, session, charge.run_id)
+        Supervisor(charge, connections, session.archive, begin, _say, owed).run()
     finally:
         session.close()
 

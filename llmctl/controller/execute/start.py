@@ -13,6 +13,7 @@ from llmctl.controller.transport.pool import Connections
 from llmctl.errors import HostErrors, LlmctlError
 from llmctl.wire.records import StartReply, StartRequest, StopReport, StopRequest
 from llmctl.wire.specs import NodeSpec
+from llmctl.wire.supervision import REASON
 
 UNDO_GRACE_S = 3.0
 
@@ -43,20 +44,30 @@ def start(
     results = connections.each(config.hosts, one)
     errors = [value for value in results.values() if isinstance(value, LlmctlError)]
     if errors:
-        _undo(specs, config, connections, archive)
+        _undo(specs, config, connections, archive, next_attempt=share is None)
         raise HostErrors(errors)
     return {name: value for name, value in results.items() if isinstance(value, StartReply)}
 
 
 def _undo(
-    specs: Mapping[str, NodeSpec], config: RunConfig, connections: Connections, archive: AgentArchive
+    specs: Mapping[str, NodeSpec],
+    config: RunConfig,
+    connections: Connections,
+    archive: AgentArchive,
+    *,
+    next_attempt: bool,
 ) -> None:
     """End whatever did start, a host whose answer was lost included. Its own failure changes nothing:
-    the error that is being raised is the one to act on, and a peer without partners ends by timeout."""
+    the error that is being raised is the one to act on, and a peer without partners ends by timeout.
+
+    `next_attempt`: only the attempt ends by it, and the supervisor may start another one."""
 
     def one(host: Host) -> StopReport:
-        request = StopRequest(grace_s=UNDO_GRACE_S, reason="another host could not start")
+        spec, reason = specs[host.name], "another host could not start"
+        request = StopRequest(grace_s=UNDO_GRACE_S, reason=reason)
+        if next_attempt:
+            request = replace(request, reason=REASON + reason, epoch=spec.epoch)
         client = AgentClient(connections.get(host.name), host, archive)
-        return client.stop(specs[host.name].run_id, request)
+        return client.stop(spec.run_id, request)
 
     connections.each(config.hosts, one)

@@ -12,6 +12,9 @@ from llmctl.errors import LlmctlError, NotFoundError
 from llmctl.wire.records import StopReport, StopRequest
 from llmctl.wire.states import NodeState
 
+UNHEARD = StopRequest(grace_s=10.0, reason="stop requested while this host could not be reached")
+"""A person's stop, for a host that answers again."""
+
 
 def stop(
     connections: Connections,

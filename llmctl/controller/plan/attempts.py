@@ -139,7 +139,7 @@ def decide(
     ended: Sequence[AttemptEnd],
     sights: Mapping[str, HostSight],
     waited_s: float,
-    slow: Collection[str] = (),
+    unwanted: Collection[str] = (),
 ) -> Start | Wait | End:
     """What follows the last attempt of `ended`.
 
@@ -147,7 +147,7 @@ def decide(
         ended: every attempt so far, oldest first; at least one.
         sights: of every host of the policy.
         waited_s: seconds since the last attempt ended.
-        slow: hosts to be left out, as long as `min_nodes` others are there.
+        unwanted: hosts to be left out, as long as `min_nodes` others are there.
     """
     last = ended[-1]
     if last.by is EndedBy.SUCCESS:
@@ -157,7 +157,7 @@ def decide(
     final = _final(policy, ended)
     if final:
         return End(state=RunState.FAILED, why=final)
-    return _form(policy, ended, sights, waited_s, slow)
+    return _form(policy, ended, sights, waited_s, unwanted)
 
 
 def _form(
@@ -165,14 +165,14 @@ def _form(
     ended: Sequence[AttemptEnd],
     sights: Mapping[str, HostSight],
     waited_s: float,
-    slow: Collection[str],
+    unwanted: Collection[str],
 ) -> Start | Wait | End:
     free = tuple(name for name in policy.hosts if sights.get(name) is HostSight.FREE)
     busy = [name for name in policy.hosts if sights.get(name, HostSight.BUSY) is HostSight.BUSY]
     gone = [name for name in policy.hosts if name not in free and name not in busy]
     if len(free) == len(policy.hosts) or (len(free) >= policy.min_nodes and not busy):
-        quick = tuple(name for name in free if name not in slow)
-        hosts = quick if len(quick) >= policy.min_nodes else free
+        wanted = tuple(name for name in free if name not in unwanted)
+        hosts = wanted if len(wanted) >= policy.min_nodes else free
         return Start(hosts=hosts, after_s=max(0.0, backoff_s(policy, ended) - waited_s))
     missing = ", ".join((*busy, *gone))
     if waited_s >= policy.wait_for_hosts_s:

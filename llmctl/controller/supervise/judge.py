@@ -8,6 +8,14 @@ from dataclasses import dataclass
 from llmctl.controller.collect.pace import hang_verdict
 from llmctl.controller.plan.attempts import AttemptEnd, EndedBy, HostSight
 from llmctl.controller.supervise.contacts import Sighting
+from llmctl.errors import (
+    CancelledRunError,
+    ConfigError,
+    DeadlineError,
+    HostErrors,
+    HostUnreachableError,
+    LlmctlError,
+)
 from llmctl.wire.records import NodeStatus
 from llmctl.wire.states import NodeState
 from llmctl.wire.supervision import REASON
@@ -18,6 +26,8 @@ LOST_S = 8.0
 PEERS_GRACE_S = 5.0
 """After a failure the others normally end by themselves, with their own last words."""
 
+PATIENT = (HostUnreachableError, DeadlineError)
+"""A host did not answer: trying again can help."""
 
 _STOPPED = (NodeState.CANCELLED, NodeState.PREEMPTED)
 
@@ -109,6 +119,11 @@ def silent_hosts(attempt: Attempt, seen: Mapping[str, Sighting], now: float) -> 
     return [name for name in attempt.hosts if seen[name].silent_for(now) > LOST_S]
 
 
+def silence_s(seen: Mapping[str, Sighting], now: float) -> float:
+    """For how long no host at all has given an answer."""
+    return min((one.silent_for(now) for one in seen.values()), default=0.0)
+
+
 def failed_at(status: NodeStatus, seen: Sighting) -> float:
     """When a node failed, as seconds before its last answer: hosts' clocks differ, their seconds do not."""
     at = status.failure.ended_at if status.failure else (status.exit.ended_at if status.exit else status.now)
@@ -185,6 +200,18 @@ def checkpoint_of(seen: Mapping[str, Sighting]) -> int | None:
     """The last committed checkpoint that any host names."""
     steps = [one.status.checkpoint_step for one in seen.values() if one.status]
     return max((step for step in steps if step is not None), default=None)
+
+
+def unfit(error: LlmctlError) -> dict[str, str]:
+    """Hosts that answer and still could not start an attempt, and why; none where it is more than that."""
+    found = {}
+    for one in error.errors if isinstance(error, HostErrors) else [error]:
+        if isinstance(one, PATIENT):
+            continue
+        if one.host is None or isinstance(one, (CancelledRunError, ConfigError)):
+            return {}
+        found[one.host] = one.line()
+    return found
 
 
 def ours(status: NodeStatus) -> bool:

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from llmctl.controller.backends.agent import AgentClient
 from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.execute.stop import UNHEARD
 from llmctl.controller.plan.attempts import AttemptEnd, End, EndedBy, HostSight, Policy, Start, Wait, decide
 from llmctl.controller.supervise import judge
 from llmctl.controller.supervise.contacts import Contacts, Sighting, probes_of
 from llmctl.controller.supervise.judge import Attempt, Broken
 from llmctl.controller.supervise.slowness import Slowness
 from llmctl.controller.transport.pool import Connections
-from llmctl.errors import CancelledRunError, DeadlineError, HostErrors, HostUnreachableError, LlmctlError
+from llmctl.errors import CancelledRunError, HostErrors, LlmctlError
 from llmctl.wire import supervision as phases
 from llmctl.wire.records import StopRequest
 from llmctl.wire.specs import Peer
@@ -33,8 +34,9 @@ END_GRACE_S = 3.0
 """Before SIGKILL, for ranks whose attempt is broken: they can only wait for one another."""
 
 START_TRIES = 5
-PATIENT = (HostUnreachableError, DeadlineError)
 LAST_WORD_S = 60.0
+SILENCE_S = 24 * 3600.0
+"""Longer than any night without a network: a run of which no host answers for so long is left to `resume`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,9 @@ Starter = Callable[[int, tuple[Host, ...], Mapping[str, float]], tuple[Peer, ...
 """(number, hosts, speeds to share the batch by) -> the new attempt's peers, once its agents hold their
 leases. Raises LlmctlError."""
 
+Owed = Callable[[], Sequence[str]]
+"""Hosts that could not be told when a person stopped the run, as far as this machine knows."""
+
 
 class Supervisor:
     """One run's supervisor. `say` gets a line for each thing that happens."""
@@ -76,17 +81,20 @@ class Supervisor:
         archive: AgentArchive,
         start: Starter,
         say: Callable[[str], None],
+        owed: Owed = tuple,
     ) -> None:
         self._charge = charge
         self._connections = connections
         self._archive = archive
         self._start = start
         self._say = say
+        self._owed = owed
         self._hosts = {host.name: host for host in charge.config.hosts}
         self._addresses = {peer.host: peer.addr for peer in charge.peers}
         self._attempt = Attempt(number=charge.attempt, hosts=charge.hosts, began=time.monotonic())
         self._ended: list[AttemptEnd] = []
         self._slowness = Slowness(charge.policy.slow)
+        self._unfit: dict[str, str] = {}
         self._lock = threading.Lock()
         note = AttemptNote(attempt=charge.attempt, hosts=charge.hosts, started_at=time.time())
         known = [one for one in charge.notes if one.attempt != charge.attempt]
@@ -122,8 +130,8 @@ class Supervisor:
                 return end
         while True:
             broken = self._watch(contacts)
-            if broken is None:
-                return End(state=RunState.LOST_CONTACT, why="another supervisor acts for this run")
+            if isinstance(broken, End):
+                return broken
             broken = self._first_cause(contacts, broken)
             self._note_end(broken, contacts.seen())
             self._finish(contacts, broken)
@@ -133,13 +141,16 @@ class Supervisor:
 
     # --- one attempt ---
 
-    def _watch(self, contacts: Contacts) -> Broken | None:
-        """Until the attempt is over; None: another supervisor has replaced this one."""
+    def _watch(self, contacts: Contacts) -> Broken | End:
+        """Until the attempt is over; an End: what becomes of it is not ours to see any more."""
         back: tuple[float, int | None] | None = None
         while True:
             seen, now = contacts.seen(), time.monotonic()
             if any(one.replaced for one in seen.values()):
-                return None
+                return End(state=RunState.LOST_CONTACT, why="another supervisor acts for this run")
+            if judge.silence_s(seen, now) > SILENCE_S:
+                why = f"no host has answered for {SILENCE_S / 3600:g} h; llmctl resume goes on"
+                return End(state=RunState.LOST_CONTACT, why=why)
             for news in self._slowness.look(judge.statuses(self._attempt, seen)):
                 self._say(news)
             why = judge.stopped(seen)
@@ -149,6 +160,7 @@ class Supervisor:
             if broken is not None:
                 return broken
             self._look_for_lost(contacts, seen, now)
+            self._hand_on_stop(seen)
             back = self._look_for_back(seen, now, back)
             if back is not None and self._may_regrow(seen, back):
                 return Broken(by=EndedBy.REGROWTH, reason="hosts are back", calm=True)
@@ -164,11 +176,16 @@ class Supervisor:
         if detail != self._told.detail:
             self._tell(detail=detail)
 
+    def _hand_on_stop(self, seen: dict[str, Sighting]) -> None:
+        """To hosts that answer again: a stop that none of them could hear when it was asked for."""
+        due = [self._hosts[name] for name in self._owed() if name in seen and seen[name].reachable]
+        self._connections.each(due, lambda host: self._stop(host, UNHEARD))
+
     def _look_for_back(
         self, seen: dict[str, Sighting], now: float, back: tuple[float, int | None] | None
     ) -> tuple[float, int | None] | None:
         """(since when a host that is left out could take part again, the checkpoint of that time)."""
-        known = (*self._attempt.hosts, *self._slowness.left_out)
+        known = (*self._attempt.hosts, *self._unwanted())
         left_out = [name for name in self._hosts if name not in known]
         if HostSight.FREE not in judge.sights(left_out, self._attempt, seen, now).values():
             return None
@@ -247,28 +264,47 @@ class Supervisor:
             if why and self._ended[-1].by is not EndedBy.SUCCESS:
                 return End(state=RunState.CANCELLED, why=why)
             sights = judge.sights(list(self._hosts), self._attempt, seen, now)
-            decision = decide(self._charge.policy, self._ended, sights, now - since, self._slowness.left_out)
+            decision = decide(self._charge.policy, self._ended, sights, now - since, self._unwanted())
             if isinstance(decision, End):
                 return decision
             said = self._announce(decision, said)
             self._end_running(contacts, self._ended[-1].reason, END_GRACE_S)
+            self._hand_on_stop(seen)
             if isinstance(decision, Start) and decision.after_s <= 0:
                 error = self._form(contacts, decision.hosts)
                 if error is None:
                     return None
                 if any(isinstance(one, CancelledRunError) for one in _each(error)):
                     return End(state=RunState.CANCELLED, why=error.message)
+                if self._leave_out(judge.unfit(error), decision.hosts):
+                    continue
                 tries += 1
                 if tries >= START_TRIES or not _passing(error):
                     return End(state=RunState.FAILED, why=f"no further attempt could start: {error.line()}")
             time.sleep(LOOK_S)
+
+    def _unwanted(self) -> set[str]:
+        """Hosts that take part no more while enough others do; a `resume` tries them all again."""
+        return {*self._slowness.left_out, *self._unfit}
+
+    def _leave_out(self, unfit: Mapping[str, str], hosts: Sequence[str]) -> bool:
+        """Whether the run can go on without these, and from now on does."""
+        if not unfit or len(set(hosts) - set(unfit)) < self._charge.policy.min_nodes:
+            return False
+        self._unfit.update(unfit)
+        return True
+
+    def _unusual(self, hosts: tuple[str, ...]) -> str:
+        """What people should know of an attempt on these hosts."""
+        unfit = [why for name, why in self._unfit.items() if name not in hosts]
+        return "; ".join(filter(None, (*unfit, self._slowness.note(hosts))))
 
     def _announce(self, decision: Start | Wait, said: str) -> str:
         if isinstance(decision, Wait):
             detail, phase = f"waiting {decision.why}", phases.WAITING
         else:
             detail, phase = f"next attempt on {', '.join(decision.hosts)}", phases.PAUSING
-            unusual = self._slowness.note(decision.hosts)
+            unusual = self._unusual(decision.hosts)
             detail += f"; {unusual}" if unusual else ""
         if detail != said:
             self._say(detail)
@@ -283,7 +319,7 @@ class Supervisor:
             attempt=number,
             hosts=tuple(names),
             started_at=time.time(),
-            note=self._slowness.note(tuple(names)),
+            note=self._unusual(tuple(names)),
         )
         self._attempt = Attempt(number=number, hosts=tuple(names), began=time.monotonic())
         self._tell(attempt=number, attempts=(*self._told.attempts, note))
@@ -337,7 +373,7 @@ class Supervisor:
 
 def _passing(error: LlmctlError) -> bool:
     """Whether trying again can help: a host did not answer, as against a job that can't be started."""
-    return all(isinstance(one, PATIENT) for one in _each(error))
+    return all(isinstance(one, judge.PATIENT) for one in _each(error))
 
 
 def _each(error: LlmctlError) -> list[LlmctlError]:

@@ -83,5 +83,5 @@ def test_a_slow_host_stays_out_only_while_enough_others_are_there() -> None:
     made = job(watch={"slow": "exclude"}, restarts={"min_nodes": 2})
     policy, ends = policy_of(made, "abc"), [AttemptEnd(attempt=1, by=EndedBy.LOSS)]
     sights = dict.fromkeys("abc", HostSight.FREE)
-    assert decide(policy, ends, sights, 9, slow={"b"}) == Start(hosts=("a", "c"))
-    assert decide(policy, ends, {**sights, "c": HostSight.GONE}, 9, slow={"b"}) == Start(hosts=("a", "b"))
+    assert decide(policy, ends, sights, 9, unwanted={"b"}) == Start(hosts=("a", "c"))
+    assert decide(policy, ends, {**sights, "c": HostSight.GONE}, 9, unwanted={"b"}) == Start(hosts=("a", "b"))
