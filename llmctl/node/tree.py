@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 import os
+import py_compile
 import shutil
 import zipfile
 
 from llmctl.errors import IntegrityError, ProvisionError
+
+_PYC_HEADER = 16
+"""Bytes before the code in a .pyc, PEP 552."""
 
 
 def unpack_archive(archive: str, folder: str, expected_sha256: str) -> None:
@@ -15,7 +20,7 @@ def unpack_archive(archive: str, folder: str, expected_sha256: str) -> None:
 
     Raises:
         IntegrityError: the archive's bytes are not what its name says.
-        ProvisionError: there is no archive.
+        ProvisionError: there is no archive, or no room for what is in it.
     """
     if os.path.isdir(folder):
         return
@@ -26,11 +31,32 @@ def unpack_archive(archive: str, folder: str, expected_sha256: str) -> None:
                 raise IntegrityError(f"agent archive {archive} is damaged", hint="push it again")
             with zipfile.ZipFile(file) as archived:
                 archived.extractall(beside)
+            _compile(beside)
         _rename_into_place(beside, folder)
     except FileNotFoundError:
         raise ProvisionError(f"no agent archive {archive}", hint="push it before `start`") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _compile(folder: str) -> None:
+    """All of it now and looked at: left to be compiled when it is first used, on a disk that is full by then,
+    Python leaves half a file in its cache (write() takes less than it was given, and nobody asks), and can't
+    import that module ever again."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".py"):
+                cached = py_compile.compile(os.path.join(root, name), doraise=True)
+                _require_whole(str(cached))
+
+
+def _require_whole(cached: str) -> None:
+    with open(cached, "rb") as file:
+        file.seek(_PYC_HEADER)
+        try:
+            marshal.load(file)  # noqa: S302 - our own, written a moment ago
+        except (EOFError, ValueError):
+            raise ProvisionError("no room for the agent's files", hint="free some space there") from None
 
 
 def copy_tree(source: str, target: str) -> None:

@@ -89,8 +89,8 @@ class Soak:
 
     def fault(self) -> None:
         """One, chosen by chance; a host that was taken away is given back after a while."""
-        view = self.view()
-        on = [node["host"] for node in view["nodes"] if node["state"] == "running"]
+        view = until(self.runs, within=PATIENCE_S, what="an attempt runs")
+        on = running(view)
         kind, host = self.chance.choice(sorted(FAULTS)), self.chance.choice(on)
         seconds = self.chance.uniform(5, 40)
         noted = {
@@ -113,8 +113,17 @@ class Soak:
             file.write(json.dumps(noted) + "\n")
         print(noted, file=sys.stderr, flush=True)
 
+    def runs(self) -> dict[str, Any] | None:
+        """The run while it has ranks; none in the moment in which it takes hosts back in."""
+        view = self.view()
+        return view if running(view) else None
+
     def node(self, host: str) -> str:
         return self.cluster.lab_name(host)
+
+
+def running(view: dict[str, Any]) -> list[str]:
+    return [node["host"] for node in view.get("nodes", []) if node["state"] == "running"]
 
 
 def kill_rank(soak: Soak, host: str, number: int = signal.SIGKILL) -> None:

@@ -73,10 +73,11 @@ def test_a_policy_that_can_do_nothing_is_refused_before_anything_starts(tmp_path
     (cluster.folder / "text").mkdir()
     (cluster.folder / "text/a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 2000)
     cluster.run("data", "shard", "text", "shards", "--workers", "1")
+    kept = {"uri": str(cluster.folder / "kept")}
     job: dict[str, Any] = {"data": {"uri": "shards"}, "recipe": RECIPE}
     cluster.write_job(**job, watch={"slow": "exclude"})
     assert "set restarts.min_nodes below 2" in cluster.run("train", "-d", expect=2).stderr
-    cluster.write_job(**job, watch={"slow": "rebalance"}, parallel={"dp_shard": 2})
+    cluster.write_job(**job, watch={"slow": "rebalance"}, parallel={"dp_shard": 2}, checkpoint=kept)
     assert "fsdp 2 every rank waits for others" in cluster.run("train", "-d", expect=2).stderr
     assert cluster.json("status")["runs"] == []
 

@@ -26,6 +26,8 @@ _MAIN = '''\
 import os
 import sys
 
+sys.dont_write_bytecode = True  # a full disk would leave half a file, see node/tree.py
+
 unpacked = os.path.abspath(sys.path[0])[: -len(".pyz")]
 if os.path.isdir(unpacked):
     sys.path.insert(0, unpacked)

@@ -357,7 +357,7 @@ class Supervisor:
             self._told = replace(self._told, **changes)  # type: ignore[arg-type]
 
     def _last_word(self, contacts: Contacts, end: End) -> None:
-        """The verdict, to every host that can be told within a minute."""
+        """The verdict, and a stop that was not heard, to every host that can be told within a minute."""
         if end.state is RunState.LOST_CONTACT:
             self._say(end.why)
             return
@@ -366,6 +366,7 @@ class Supervisor:
         deadline = time.monotonic() + LAST_WORD_S
         while True:
             left = [error for error in contacts.speak().values() if error and _passing(error)]
+            self._hand_on_stop(contacts.seen())
             if not left or time.monotonic() > deadline:
                 return
             time.sleep(1.0)
