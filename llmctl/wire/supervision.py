@@ -21,7 +21,7 @@ REASON = "supervisor: "
 """Reasons of stops that a supervisor asked for begin with it: they end an attempt, not the run."""
 
 CLAIMED = "resumed by hand"
-"""The detail of a supervisor that was announced, and has not spoken itself yet."""
+"""How the detail of a supervisor begins that was called by a person and has not started an attempt yet."""
 
 EVERY_S = 2.0
 """How often a supervisor speaks to each host."""

@@ -111,7 +111,9 @@ def test_a_stop_that_a_host_does_not_hear_ends_its_ranks_with_its_lease(cluster:
     lab.partition("node1")
     assert "b has not heard of the stop" in cluster.run("stop", run, "--grace", "1", expect=11).stderr
     until(lambda: not cluster.processes(run), within=LONG_S, what="b has ended its ranks by itself")
-    ended = json.loads((cluster.run_dir("b", run) / "attempt-1/exit.json").read_text())
+    verdict = cluster.run_dir("b", run) / "attempt-1/exit.json"
+    until(verdict.exists, what="the agent's verdict, after the last of them")
+    ended = json.loads(verdict.read_text())
     assert ended["reason"] == "fenced: no word of the supervisor for 15 s"
     lab.heal("node1")
     cluster.until_state(run, "cancelled", within=LONG_S)

@@ -196,7 +196,9 @@ def _supervised(
         return state
     exits = [node.exit for node in nodes if node.exit is not None and node.state is NodeState.CANCELLED]
     by_person = any(not ended.reason.startswith(supervision.REASON) for ended in exits)
-    if state in (RunState.FAILED, RunState.PREEMPTED) or (state is RunState.CANCELLED and not by_person):
+    resumed = told.phase != supervision.WATCHING and told.detail.startswith(supervision.CLAIMED)
+    goes_on = state is RunState.CANCELLED and (resumed or not by_person)
+    if goes_on or state in (RunState.FAILED, RunState.PREEMPTED):
         return RunState.RESTARTING
     if told.phase == supervision.WAITING and state is RunState.LOST_CONTACT:
         return RunState.RESTARTING

@@ -106,6 +106,7 @@ class Supervisor:
             holder=charge.holder,
             where=socket.gethostname(),
             phase=phases.PAUSING if charge.over else phases.WATCHING,
+            detail=phases.CLAIMED if charge.over else "",
             attempt=charge.attempt,
             attempts=(*known, before),
         )
@@ -123,7 +124,7 @@ class Supervisor:
     def _attempts(self, contacts: Contacts) -> End:
         if self._charge.over:
             self._ended.append(
-                AttemptEnd(attempt=self._charge.attempt, by=EndedBy.REGROWTH, reason="resumed by hand")
+                AttemptEnd(attempt=self._charge.attempt, by=EndedBy.REGROWTH, reason=phases.CLAIMED)
             )
             end = self._next(contacts)
             if end is not None:
