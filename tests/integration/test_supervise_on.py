@@ -136,6 +136,17 @@ def test_a_run_recovers_while_the_machine_that_started_it_is_gone(cluster: Clust
     until(lambda: not _supervisors(run), within=LONG_S, what="no supervisor is left")
 
 
+def test_a_stop_ends_the_run_and_its_supervisor_there(cluster: Cluster, lab: Lab) -> None:
+    """The hosts tell that supervisor of a stop that was typed elsewhere: no process of either is left."""
+    give_key(cluster, lab, "a")
+    run = started(cluster, "a").stdout.strip()
+    cluster.until_state(run, "running")
+    assert "no process, port or GPU memory left" in cluster.run("stop", run, "--grace", "1").stdout
+    assert cluster.verdict(run)["verdict"] == "cancelled"
+    until(lambda: not _supervisors(run), within=LONG_S, what="no supervisor is left")
+    assert not cluster.processes(run)
+
+
 def _running(cluster: Cluster) -> str | None:
     """The id of a run that a supervisor takes care of."""
     runs = cluster.json("status")["runs"]
