@@ -259,7 +259,8 @@ def _strike(session: Session, launched: Launched, order: Order, stages: Stages) 
             at_step=order.at_step,
             within_s=order.timeout_s,
         )
-        stage.text = f"{fault.text} after step {struck.step}: {len(struck.hit)} processes"
+        plural = "" if len(struck.hit) == 1 else "es"
+        stage.text = f"{fault.text} after step {struck.step}: {len(struck.hit)} process{plural}"
     return fault, struck
 
 
