@@ -63,6 +63,10 @@ class ProvisionError(LlmctlError, RuntimeError):
     """A host could not be made ready."""
 
 
+class ReplacedError(ProvisionError):
+    """A supervisor that another one has replaced: it may do nothing for its run any more."""
+
+
 class TransferError(LlmctlError, OSError):
     """A push or pull that did not complete; nothing half-written is visible."""
 

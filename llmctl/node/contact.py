@@ -29,7 +29,7 @@ def contact(workdir: str, run_id: str, request: ContactRequest) -> ContactReply:
 
     Raises:
         NotFoundError: no such run here.
-        ProvisionError: another supervisor acts for the run.
+        ReplacedError: another supervisor acts for the run.
     """
     run = rundir.find(rundir.host_layout(workdir), run_id)
     with rundir.locked(run, deadline_s=_LOCK_DEADLINE_S, name=".supervisor"):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional, TypeVar
 
-from llmctl.errors import DeadlineError, IntegrityError, NotFoundError, ProvisionError
+from llmctl.errors import DeadlineError, IntegrityError, NotFoundError, ReplacedError
 from llmctl.node import atomic, lease, rankfiles
 from llmctl.node.group import Group, recall_cgroup
 from llmctl.wire import codec
@@ -79,10 +79,10 @@ def supervised(run: RunLayout) -> bool:
 
 
 def refuse_replaced(run: RunLayout, epoch: int, holder: str = "") -> None:
-    """Raises ProvisionError where `epoch` is that of a supervisor which another one has replaced."""
+    """Raises ReplacedError where `epoch` is that of a supervisor which another one has replaced."""
     held = read_supervision(run)
     if held is not None and held.refuses(epoch, holder):
-        raise ProvisionError(f"another supervisor acts for this run (epoch {held.epoch}, on {held.where})")
+        raise ReplacedError(f"another supervisor acts for this run (epoch {held.epoch}, on {held.where})")
 
 
 def stop_written_at(run: RunLayout) -> float | None:

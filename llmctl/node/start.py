@@ -22,6 +22,7 @@ def start(request: StartRequest) -> StartReply:
     """Start one attempt; asked again for the same one, answer as before.
 
     Raises:
+        ReplacedError: another supervisor acts for the run.
         CancelledRunError: a supervisor's start of what a person has stopped.
         BusyError: another run holds this host, and this one shall not share it.
         ProvisionError: the spec can't be launched, contradicts what runs here, or the host has no room.

@@ -87,15 +87,23 @@ def test_a_run_that_is_stopped_between_its_ends_and_starts_stays_stopped(cluster
     assert not cluster.processes(run)
 
 
-def test_a_dead_supervisor_is_replaced_by_resume_and_the_old_one_can_do_nothing(cluster: Cluster) -> None:
-    """kill -9 of the supervisor: the run waits for `resume`, which takes over with a new epoch."""
+@pytest.mark.parametrize("dead", [True, False], ids=["dead", "waiting"])
+def test_a_supervisor_is_replaced_by_resume_and_the_old_one_can_do_nothing(
+    cluster: Cluster, dead: bool
+) -> None:
+    """Killed, or waiting for its back-off: `resume` takes over with a new epoch, and no other one is left."""
     cluster.write_script(FAILS_ONCE, **job(max=2, backoff_s=600))
     run = cluster.start()
     cluster.until_state(run, "restarting")
-    os.kill(supervisor_pid(run), signal.SIGKILL)
+    old = supervisor_pid(run)
+    if dead:
+        os.kill(old, signal.SIGKILL)
     cluster.run("resume", run, "--take-over")
     assert cluster.run("wait", run).returncode == 0
     assert cluster.json("status", run, "--all")["run"]["supervision"]["epoch"] == 2
+    until(lambda: not Path(f"/proc/{old}/exe").exists(), what="the old one ends")
+    said = "".join(log.read_text() for log in cluster.home.rglob(f"{run}.log"))
+    assert ("another supervisor acts" in said) is not dead
 
 
 def supervisor_pid(run: str) -> int:

@@ -57,5 +57,24 @@ def test_a_stop_that_no_host_heard_is_handed_on_by_the_supervisor(tmp_path: Path
     assert cluster.verdict(run)["verdict"] == "cancelled"
 
 
+def test_a_resume_from_elsewhere_makes_such_a_stop_void(tmp_path: Path, lab: Lab) -> None:
+    """Another machine has resumed the run before b was told: here `status` says so, and ends nothing."""
+    cluster = Cluster(folder=tmp_path / "c", lab=lab)
+    cluster.write_script(scripts.SLEEPER, train={"launcher": "direct"})
+    run = cluster.start()
+    cluster.until_state(run, "running")
+    lab.partition("node1", between="ctl")
+    cluster.run("stop", run, "--grace", "1", expect=11)
+    lab.heal("node1")
+    elsewhere = {"HOME": str(tmp_path)}
+    cluster.run("resume", "-d", run, env=elsewhere)
+    until((cluster.run_dir("b", run) / "attempt-2/rank-1.log").exists, what="b's next attempt")
+    assert f"{run} was resumed since: the stop that b had not heard of" in cluster.run("status", run).stderr
+    cluster.until_state(run, "running")
+    cluster.run("stop", run, "--grace", "1")
+    assert cluster.verdict(run)["verdict"] == "cancelled"
+    assert not cluster.processes(run)
+
+
 def _supervisor_log(cluster: Cluster, run: str) -> str:
     return "".join(log.read_text() for log in cluster.home.rglob(f"{run}.log"))

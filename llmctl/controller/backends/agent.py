@@ -83,7 +83,7 @@ class AgentClient:
         return self._call(StopReport, ["stop", run_id], codec.dumps(request), deadline_s, "stop")
 
     def contact(self, run_id: str, request: ContactRequest, *, deadline_s: float = 8.0) -> ContactReply:
-        """One beat of a supervisor. Raises ProvisionError too: another supervisor acts for the run."""
+        """One beat of a supervisor. Raises ReplacedError too: another supervisor acts for the run."""
         return self._call(ContactReply, ["contact", run_id], codec.dumps(request), deadline_s, "contact")
 
     def drill(self, run_id: str, request: DrillRequest) -> DrillReply:

@@ -11,10 +11,17 @@ if TYPE_CHECKING:
     from llmctl.controller.collect.view import RunView
     from llmctl.controller.config.types import Host
 
+FIRST_EPOCH = 1
+"""Of the supervisor that `train` leaves behind, where the run itself was never seen yet."""
+
 
 def owe(session: Session, run_id: str, names: Sequence[str]) -> None:
     """Remember which hosts have not heard of the stop; none: it is known everywhere."""
-    session.ledger.update(run_id, owed_stop=tuple(names))
+    record = session.ledger.get(run_id)
+    epoch = FIRST_EPOCH
+    if record and record.view:
+        epoch = (record.view.get("supervision") or {}).get("epoch", 0)
+    session.ledger.update(run_id, owed_stop=tuple(names), owed_epoch=epoch)
 
 
 def owing(session: Session, run_id: str) -> tuple[str, ...]:
@@ -32,6 +39,13 @@ def deliver(session: Session, view: RunView, hosts: Sequence[Host]) -> None:
     """Stop `view`'s run on hosts that answer again and were owed it. What can't be done now stays owed."""
     record = session.ledger.get(view.run_id)
     if record is None or not record.owed_stop:
+        return
+    if view.supervision is not None and view.supervision.epoch > record.owed_epoch:
+        names = ", ".join(record.owed_stop)
+        session.screen.warn(
+            f"{view.run_id} was resumed since: the stop that {names} had not heard of is dropped"
+        )
+        owe(session, view.run_id, [])
         return
     from llmctl.controller.execute.stop import UNHEARD, stop
     from llmctl.controller.ui.stopping import report_line

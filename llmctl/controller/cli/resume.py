@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmctl.controller.cli.session import Session
     from llmctl.controller.collect.locate import Located
     from llmctl.controller.collect.view import RunView
-    from llmctl.controller.supervise.loop import Charge
+    from llmctl.controller.supervise.charge import Charge
     from llmctl.wire.specs import NodeSpec
 
 EPILOG = (
@@ -106,7 +106,7 @@ def _charge(session: Session, located: Located, view: RunView, spec: NodeSpec) -
     from llmctl.controller.config.job import again
     from llmctl.controller.config.models import JobFile
     from llmctl.controller.plan.attempts import policy_of
-    from llmctl.controller.supervise.loop import Charge
+    from llmctl.controller.supervise.charge import Charge
     from llmctl.controller.supervise.spawn import new_holder
 
     config = again(JobFile.model_validate(spec.job), located.hosts, environ=os.environ, base=str(Path.cwd()))

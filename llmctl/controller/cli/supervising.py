@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from llmctl.controller.cli.session import Session
     from llmctl.controller.config.types import Host, RunConfig
     from llmctl.controller.plan.plan import Plan
-    from llmctl.controller.supervise.charge import Mandate
-    from llmctl.controller.supervise.loop import Charge
+    from llmctl.controller.supervise.charge import Charge, Mandate
     from llmctl.controller.supervise.posting import Post
     from llmctl.wire.specs import Peer
 
@@ -33,7 +32,7 @@ def supervise_plan(
         post: the host to supervise; None: this machine.
     """
     from llmctl.controller.plan.attempts import policy_of
-    from llmctl.controller.supervise.loop import Charge
+    from llmctl.controller.supervise.charge import Charge
     from llmctl.controller.supervise.spawn import new_holder
 
     node = plan.nodes[0]

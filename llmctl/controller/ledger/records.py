@@ -38,6 +38,7 @@ class RunRecord:
         job: the job as written; secrets are names in it.
         view: the last RunView (collect/view.py) as plain values, so that an ended run needs no host.
         owed_stop: hosts that could not be told of a stop; they are at the next contact.
+        owed_epoch: of the run's supervisor as it was known then; a newer one makes that stop void.
     """
 
     run_id: str
@@ -57,6 +58,7 @@ class RunRecord:
     job: dict[str, Any] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=dict)
     owed_stop: tuple[str, ...] = ()
+    owed_epoch: int = 0
 
     @property
     def settled(self) -> bool:

@@ -9,11 +9,34 @@ from typing import Any
 
 from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.types import Host, RunConfig, Secrets
-from llmctl.controller.plan.attempts import policy_of
-from llmctl.controller.supervise.loop import Charge
+from llmctl.controller.plan.attempts import Policy, policy_of
 from llmctl.wire import codec
 from llmctl.wire.specs import Peer
 from llmctl.wire.supervision import AttemptNote
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What a supervisor is told to take care of.
+
+    Attributes:
+        config: its `hosts` are all those that the run may use, in rank order.
+        attempt, hosts, peers: the attempt that runs, or ran last.
+        notes: every attempt so far, as far as they are known.
+        epoch, holder: of this supervisor.
+        over: that attempt has ended, and another one is wanted whatever it ended by.
+    """
+
+    config: RunConfig
+    policy: Policy
+    run_id: str
+    attempt: int
+    hosts: tuple[str, ...]
+    peers: tuple[Peer, ...]
+    epoch: int
+    holder: str
+    notes: tuple[AttemptNote, ...] = ()
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,13 +15,12 @@ from llmctl.controller.backends.archive import AgentArchive
 from llmctl.controller.config.types import Host
 from llmctl.controller.supervise.lease import HostClock, end_here, end_there
 from llmctl.controller.transport.pool import Connections
-from llmctl.errors import LlmctlError, NotFoundError, ProvisionError
+from llmctl.errors import LlmctlError, NotFoundError, ReplacedError
 from llmctl.wire.contact import ContactReply, ContactRequest, Probe
 from llmctl.wire.records import NodeStatus
 from llmctl.wire.supervision import EVERY_S, Supervision
 
 _DEADLINE_S = 8.0
-_ANOTHER = "another supervisor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +173,7 @@ class Contacts:
             line.seen = replace(seen, reply=reply, missing=False)
         elif isinstance(error, NotFoundError):
             line.seen = replace(seen, missing=True)
-        elif isinstance(error, ProvisionError) and _ANOTHER in error.message:
+        elif isinstance(error, ReplacedError):
             line.seen = replace(seen, replaced=True)
         else:
             line.seen = replace(line.seen, error=error)

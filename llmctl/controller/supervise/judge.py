@@ -15,6 +15,7 @@ from llmctl.errors import (
     HostErrors,
     HostUnreachableError,
     LlmctlError,
+    ReplacedError,
 )
 from llmctl.wire.records import NodeStatus
 from llmctl.wire.states import NodeState
@@ -119,6 +120,11 @@ def silent_hosts(attempt: Attempt, seen: Mapping[str, Sighting], now: float) -> 
     return [name for name in attempt.hosts if seen[name].silent_for(now) > LOST_S]
 
 
+def replaced(seen: Mapping[str, Sighting]) -> bool:
+    """Some host obeys another supervisor."""
+    return any(one.replaced for one in seen.values())
+
+
 def silence_s(seen: Mapping[str, Sighting], now: float) -> float:
     """For how long no host at all has given an answer."""
     return min((one.silent_for(now) for one in seen.values()), default=0.0)
@@ -208,7 +214,7 @@ def unfit(error: LlmctlError) -> dict[str, str]:
     for one in error.errors if isinstance(error, HostErrors) else [error]:
         if isinstance(one, PATIENT):
             continue
-        if one.host is None or isinstance(one, (CancelledRunError, ConfigError)):
+        if one.host is None or isinstance(one, (CancelledRunError, ConfigError, ReplacedError)):
             return {}
         found[one.host] = one.line()
     return found

@@ -10,19 +10,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llmctl.controller.backends.agent import AgentClient
 from llmctl.controller.backends.archive import AgentArchive
-from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.config.types import Host
 from llmctl.controller.execute.stop import UNHEARD
-from llmctl.controller.plan.attempts import AttemptEnd, End, EndedBy, HostSight, Policy, Start, Wait, decide
+from llmctl.controller.plan.attempts import AttemptEnd, End, EndedBy, HostSight, Start, Wait, decide
 from llmctl.controller.supervise import judge
+from llmctl.controller.supervise.charge import Charge
 from llmctl.controller.supervise.contacts import Contacts, Sighting, probes_of
 from llmctl.controller.supervise.judge import Attempt, Broken
 from llmctl.controller.supervise.slowness import Slowness
 from llmctl.controller.transport.pool import Connections
-from llmctl.errors import CancelledRunError, HostErrors, LlmctlError
+from llmctl.errors import CancelledRunError, HostErrors, LlmctlError, ReplacedError
 from llmctl.wire import supervision as phases
 from llmctl.wire.records import StopRequest
 from llmctl.wire.specs import Peer
@@ -38,29 +39,7 @@ LAST_WORD_S = 60.0
 SILENCE_S = 24 * 3600.0
 """Longer than any night without a network: a run of which no host answers for so long is left to `resume`."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """What a supervisor is told to take care of.
-
-    Attributes:
-        config: its `hosts` are all those that the run may use, in rank order.
-        attempt, hosts, peers: the attempt that runs, or ran last.
-        notes: every attempt so far, as far as they are known.
-        epoch, holder: of this supervisor.
-        over: that attempt has ended, and another one is wanted whatever it ended by.
-    """
-
-    config: RunConfig
-    policy: Policy
-    run_id: str
-    attempt: int
-    hosts: tuple[str, ...]
-    peers: tuple[Peer, ...]
-    epoch: int
-    holder: str
-    notes: tuple[AttemptNote, ...] = ()
-    over: bool = False
+REPLACED = End(state=RunState.LOST_CONTACT, why="another supervisor acts for this run")
 
 
 Starter = Callable[[int, tuple[Host, ...], Mapping[str, float]], tuple[Peer, ...]]
@@ -147,8 +126,8 @@ class Supervisor:
         back: tuple[float, int | None] | None = None
         while True:
             seen, now = contacts.seen(), time.monotonic()
-            if any(one.replaced for one in seen.values()):
-                return End(state=RunState.LOST_CONTACT, why="another supervisor acts for this run")
+            if judge.replaced(seen):
+                return REPLACED
             if judge.silence_s(seen, now) > SILENCE_S:
                 why = f"no host has answered for {SILENCE_S / 3600:g} h; llmctl resume goes on"
                 return End(state=RunState.LOST_CONTACT, why=why)
@@ -178,7 +157,10 @@ class Supervisor:
             self._tell(detail=detail)
 
     def _hand_on_stop(self, seen: dict[str, Sighting]) -> None:
-        """To hosts that answer again: a stop that none of them could hear when it was asked for."""
+        """To hosts that answer again: a stop that none of them could hear when it was asked for. A new
+        supervisor was called by somebody who wants the run to go on."""
+        if judge.replaced(seen):
+            return
         due = [self._hosts[name] for name in self._owed() if name in seen and seen[name].reachable]
         self._connections.each(due, lambda host: self._stop(host, UNHEARD))
 
@@ -261,9 +243,9 @@ class Supervisor:
         since, tries, said = time.monotonic(), 0, ""
         while True:
             seen, now = contacts.seen(), time.monotonic()
-            why = judge.stopped(seen)
-            if why and self._ended[-1].by is not EndedBy.SUCCESS:
-                return End(state=RunState.CANCELLED, why=why)
+            end = self._ended_by_others(seen)
+            if end is not None:
+                return end
             sights = judge.sights(list(self._hosts), self._attempt, seen, now)
             decision = decide(self._charge.policy, self._ended, sights, now - since, self._unwanted())
             if isinstance(decision, End):
@@ -275,14 +257,20 @@ class Supervisor:
                 error = self._form(contacts, decision.hosts)
                 if error is None:
                     return None
-                if any(isinstance(one, CancelledRunError) for one in _each(error)):
-                    return End(state=RunState.CANCELLED, why=error.message)
-                if self._leave_out(judge.unfit(error), decision.hosts):
-                    continue
-                tries += 1
-                if tries >= START_TRIES or not _passing(error):
-                    return End(state=RunState.FAILED, why=f"no further attempt could start: {error.line()}")
+                if not self._leave_out(judge.unfit(error), decision.hosts):
+                    tries += 1
+                    end = _given_up(error, tries)
+                if end is not None:
+                    return end
             time.sleep(LOOK_S)
+
+    def _ended_by_others(self, seen: dict[str, Sighting]) -> End | None:
+        if judge.replaced(seen):
+            return REPLACED
+        why = judge.stopped(seen)
+        if why and self._ended[-1].by is not EndedBy.SUCCESS:
+            return End(state=RunState.CANCELLED, why=why)
+        return None
 
     def _unwanted(self) -> set[str]:
         """Hosts that take part no more while enough others do; a `resume` tries them all again."""
@@ -371,6 +359,17 @@ class Supervisor:
             if not left or time.monotonic() > deadline:
                 return
             time.sleep(1.0)
+
+
+def _given_up(error: LlmctlError, tries: int) -> End | None:
+    """What the failure to start an attempt means for the run; None: it is tried again."""
+    if any(isinstance(one, CancelledRunError) for one in _each(error)):
+        return End(state=RunState.CANCELLED, why=error.message)
+    if any(isinstance(one, ReplacedError) for one in _each(error)):
+        return REPLACED
+    if tries >= START_TRIES or not _passing(error):
+        return End(state=RunState.FAILED, why=f"no further attempt could start: {error.line()}")
+    return None
 
 
 def _passing(error: LlmctlError) -> bool:

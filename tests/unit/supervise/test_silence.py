@@ -11,6 +11,7 @@ from llmctl.controller.config.models import JobFile
 from llmctl.controller.config.types import Host, RunConfig, Secrets
 from llmctl.controller.plan.attempts import policy_of
 from llmctl.controller.supervise import loop
+from llmctl.controller.supervise.charge import Charge
 from llmctl.controller.transport.pool import Connections
 from llmctl.wire.specs import Peer
 from llmctl.wire.states import RunState
@@ -30,7 +31,7 @@ def test_a_supervisor_that_hears_nobody_ends_some_day(monkeypatch: pytest.Monkey
         env={},
         secrets=Secrets({}),
     )
-    charge = loop.Charge(
+    charge = Charge(
         config=config,
         policy=policy_of(config.job, ["a", "b"]),
         run_id="quiet-1234",

@@ -14,6 +14,7 @@ from llmctl.errors import (
     LlmctlError,
     PreflightError,
     ProvisionError,
+    ReplacedError,
 )
 
 FULL = ProvisionError("no space left on device", host="b", stage="launch")
@@ -26,6 +27,7 @@ AWAY = HostUnreachableError("no route", host="c")
         (FULL, {"b": "b: launch: no space left on device"}),
         (HostErrors([FULL, AWAY]), {"b": "b: launch: no space left on device"}),
         (HostErrors([FULL, PreflightError("no torch", host="d")]), {"b": FULL.line(), "d": "d: no torch"}),
+        (ReplacedError("another supervisor acts for this run", host="b"), {}),
         (AWAY, {}),
         (DeadlineError("no answer", host="b"), {}),
         (PreflightError("the hosts differ"), {}),
