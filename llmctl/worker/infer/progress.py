@@ -20,7 +20,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._path = os.environ.get(environment.METRICS)
-        self._since = time.monotonic()
+        self._began = self._since = time.monotonic()
         self._done = self._tokens = self._tokens_then = self._written = 0
 
     def count(self, done: int, tokens: int) -> None:
@@ -29,7 +29,8 @@ class Progress:
         self._tokens += tokens
 
     def tell(self, total: int | None, *, last: bool = False) -> None:
-        """Write a line where something has changed and the last one is a moment old.
+        """Write a line where something has changed and the last one is a moment old. The speed is that since
+        then; of a last line that comes sooner, that of the whole run, its start included.
 
         Not before the first token: lines that are no requests are done at once, which foretells nothing.
         """
@@ -37,7 +38,10 @@ class Progress:
         early = now - self._since < EVERY_S or self._done == self._written or not self._tokens
         if early and not last:
             return
-        speed = (self._tokens - self._tokens_then) / max(1e-6, now - self._since)
+        since, tokens = self._since, self._tokens - self._tokens_then
+        if now - since < EVERY_S:  # only the last line: a few tokens over next to no time say nothing
+            since, tokens = self._began, self._tokens
+        speed = tokens / max(1e-6, now - since)
         self._since, self._tokens_then, self._written = now, self._tokens, self._done
         self.write(
             StepLine(
