@@ -92,6 +92,14 @@ def check_answers(folder: Path) -> None:
     assert [part["path"] for part in manifest["parts"]] == [p.name for p in sorted(folder.glob("part-*"))]
 
 
+def test_an_input_that_is_not_there_is_told_before_anything_starts(cluster: Cluster, model: Path) -> None:
+    """A typo costs no launch and no load of the model: exit 10 with the host that was looked at."""
+    infer_job(cluster, model)
+    told = cluster.run("infer", "batch", "--input", "typo.jsonl", "--output", "out", expect=10).stderr
+    assert f"a: data: {cluster.folder}/typo.jsonl is not there" in told
+    assert cluster.json("status")["runs"] == []
+
+
 def test_scores_and_embeddings(cluster: Cluster, model: Path) -> None:
     """`--task score` gives a log-likelihood per token, `embed` a vector per line; a dry run does nothing."""
     infer_job(cluster, model, max_batch=4)

@@ -15,9 +15,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from llmctl.controller.config.types import RunConfig
+from llmctl.controller.config.types import Host, RunConfig
+from llmctl.controller.transport.base import Transport
 from llmctl.errors import IntegrityError, LlmctlError, NotFoundError, PreflightError
-from llmctl.storage.uris import is_local
+from llmctl.storage.uris import is_local, local_path
 from llmctl.wire.manifests import ShardManifest
 
 T = TypeVar("T")
@@ -49,6 +50,20 @@ def look_beside(config: RunConfig) -> Future[Seen]:
 
     threading.Thread(target=run, name="data-check", daemon=True).start()
     return future
+
+
+def require_readable(transport: Transport, host: Host, uri: str) -> None:
+    """Raises PreflightError where a file on this host is not there for us; a store is the host's to ask."""
+    if not is_local(uri):
+        return
+    path = str(local_path(uri))
+    if not transport.run(["test", "-r", path], deadline_s=DEADLINE_S, stage=STAGE).ok:
+        raise PreflightError(
+            f"{path} is not there, or may not be read",
+            hint=f"it is read on {host.name}, the run's first host: copy it there, or name a store",
+            host=host.name,
+            stage=STAGE,
+        )
 
 
 def look(config: RunConfig, environ: Mapping[str, str]) -> Seen:

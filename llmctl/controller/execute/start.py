@@ -65,7 +65,7 @@ def _undo(
     def one(host: Host) -> StopReport:
         spec, reason = specs[host.name], "another host could not start"
         request = StopRequest(grace_s=UNDO_GRACE_S, reason=reason)
-        if next_attempt:
+        if next_attempt and spec.epoch:
             request = replace(request, reason=REASON + reason, epoch=spec.epoch)
         client = AgentClient(connections.get(host.name), host, archive)
         return client.stop(spec.run_id, request)

@@ -113,6 +113,7 @@ def launch(session: Session, config: RunConfig, work: Work, *, dry_run: bool) ->
 def _plan(
     session: Session, config: RunConfig, connections: Connections, stages: Stages, work: Work, *, push: bool
 ) -> Plan:
+    from llmctl.controller.execute.data import require_readable
     from llmctl.controller.execute.identity import Recogniser
     from llmctl.controller.execute.prepare import prepare
     from llmctl.controller.plan.inference import plan_inference
@@ -128,6 +129,9 @@ def _plan(
             push=push,
             recogniser=Recogniser(session.book),
         )
+        if work.batch:
+            first = config.hosts[0]
+            require_readable(connections.get(first.name), first, work.batch.input)
         stage.text = hosts_line(config.hosts, prepared.facts)
     identity = Identity(
         run_id=f"{config.job.name}-{secrets.token_hex(3)}",
