@@ -233,13 +233,13 @@ def test_a_start_killed_in_between_leaves_no_lie(host: AgentHost) -> None:
 
 @pytest.fixture
 def small_host(tmp_path: Path) -> Iterator[AgentHost]:
-    """A host whose workdir is a file system of 6 MiB."""
+    """A host whose workdir is a file system of 12 MiB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     folder = tmp_path / "small"
     folder.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=6m") != 0:
+    if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=12m") != 0:
         pytest.skip(f"mount: {os.strerror(ctypes.get_errno())}")
     try:
         yield from hosts(folder)
@@ -291,7 +291,7 @@ def test_a_full_disk_refuses_a_start(small_host: AgentHost) -> None:
 def test_a_full_disk_fails_the_copy_of_the_code(small_host: AgentHost) -> None:
     """Code that does not fit ends the node as failed with that reason."""
     spec = small_host.spec(RUN, "pass", nproc=1)
-    (Path(small_host.layout.tree(spec.tree or "")) / "big").write_bytes(b"x" * 3_200_000)
+    (Path(small_host.layout.tree(spec.tree or "")) / "big").write_bytes(b"x" * 4_500_000)
     small_host.start(spec)
     node = small_host.ended(RUN)
     assert node.exit is not None
