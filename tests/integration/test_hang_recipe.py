@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.integration.cluster import Cluster, until
+from tests.integration.spoiled import write_spoil
 
 pytestmark = pytest.mark.torch
 
 # In the first attempt rank 1 works 0.3 s longer in each step, and never comes back from step 40.
 FAULT = """
-import os, time
-from importlib import abc, machinery, util
-import sys
-
 def stuck_in_a_lock():
     while True:
         time.sleep(1)
@@ -30,22 +27,6 @@ def spoil(step):
             stuck_in_a_lock()
         return run(self, batch)
     step.PlainRunner.run = slow
-
-class Loader(abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != "llmctl.worker.step":
-            return None
-        sys.meta_path.remove(self)
-        spec = util.find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            spoil(module)
-        spec.loader.exec_module = exec_module
-        return spec
-
-if os.environ.get("RANK") == "1" and os.environ["LLMCTL_ATTEMPT"] == "1":
-    sys.meta_path.insert(0, Loader())
 """
 
 
@@ -54,10 +35,9 @@ def test_a_slow_host_and_its_hang_are_named_and_the_run_goes_on(tmp_path: Path) 
     goes on from the checkpoint to the end."""
     cluster = Cluster(folder=tmp_path / "c")
     text, faults = cluster.folder / "text", cluster.folder / "faults"
-    for folder in (text, faults):
-        folder.mkdir()
+    text.mkdir()
     (text / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 400)
-    (faults / "sitecustomize.py").write_text(FAULT)
+    write_spoil(faults, FAULT)
     cluster.run("data", "shard", "text", "shards", "--workers", "1")
     model = {"size": "tiny", "layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn_dim": 64}
     small = {"model": model, "steps": 45, "global_batch": 4, "micro_batch": 2, "sequence_length": 32}

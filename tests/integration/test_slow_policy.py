@@ -11,36 +11,18 @@ from typing import Any
 import pytest
 
 from tests.integration.cluster import Cluster, until
+from tests.integration.spoiled import write_spoil
 
 pytestmark = pytest.mark.torch
 
 # In the first attempt rank 1 takes 0.05 s longer for each of its samples.
 FAULT = """
-import os, sys, time
-from importlib import abc, util
-
 def spoil(step):
     run = step.PlainRunner.run
     def slow(self, batch):
         time.sleep(0.05 * len(batch.inputs))
         return run(self, batch)
     step.PlainRunner.run = slow
-
-class Loader(abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != "llmctl.worker.step":
-            return None
-        sys.meta_path.remove(self)
-        spec = util.find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            spoil(module)
-        spec.loader.exec_module = exec_module
-        return spec
-
-if os.environ.get("RANK") == "1" and os.environ["LLMCTL_ATTEMPT"] == "1":
-    sys.meta_path.insert(0, Loader())
 """
 SMALL = {"size": "tiny", "layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn_dim": 64}
 RECIPE = {"model": SMALL, "steps": 300, "global_batch": 8, "micro_batch": 4, "sequence_length": 32}
@@ -51,10 +33,9 @@ def test_a_slow_host_is_left_out_or_gets_less(tmp_path: Path) -> None:
     """Both policies act at the next attempt only, use each sample exactly once, and reach the same loss."""
     cluster = Cluster(folder=tmp_path / "c")
     text, faults = cluster.folder / "text", cluster.folder / "faults"
-    for folder in (text, faults):
-        folder.mkdir()
+    text.mkdir()
     (text / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 2000)
-    (faults / "sitecustomize.py").write_text(FAULT)
+    write_spoil(faults, FAULT)
     cluster.run("data", "shard", "text", "shards", "--workers", "1")
     alone = _ended(cluster, "exclude", min_nodes=1)
     assert alone["hosts"] == ["a"]
