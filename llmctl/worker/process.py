@@ -98,6 +98,8 @@ def leave(code: int) -> NoReturn:
 def leave_with_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> NoReturn:
-    """`sys.excepthook`: the traceback as usual, then exit code 1 for certain."""
+    """`sys.excepthook`: the traceback as usual, then exit code 1 for certain. To the process's own stderr:
+    init_process_group wraps this hook, and what is in torch's buffer when we end here is never written."""
+    sys.stderr = sys.__stderr__
     sys.__excepthook__(kind, error, trace)
     leave(1)

@@ -21,6 +21,13 @@ if attempt == 1:
     time.sleep(600)
 '''
 
+FAILS_TWICE = """
+import os, time
+if os.environ["RANK"] == "1" and int(os.environ["LLMCTL_ATTEMPT"]) <= 2:
+    raise SystemExit("bad sample 17")
+time.sleep(600 if int(os.environ["LLMCTL_ATTEMPT"]) <= 2 else 0)
+"""
+
 FAILS_ALWAYS = """
 import os, sys, time
 if os.environ["RANK"] == "1":
@@ -44,8 +51,8 @@ def job(**restarts: object) -> dict[str, object]:
 
 
 def attempts(cluster: Cluster, run: str) -> list[tuple[object, ...]]:
-    told = cluster.json("status", run, "--all")["run"]["supervision"]["attempts"]
-    return [(one["attempt"], one["state"], one["reason"]) for one in told]
+    told = cluster.json("status", run, "--all")["run"]["supervision"] or {"attempts": []}
+    return [(one["attempt"], one["state"], one["reason"]) for one in told["attempts"]]
 
 
 def test_a_failed_attempt_is_followed_by_another_by_itself(cluster: Cluster) -> None:
@@ -77,13 +84,12 @@ def test_what_is_not_to_be_tried_again_ends_the_run_at_once(cluster: Cluster) ->
 def test_a_run_that_is_stopped_between_its_ends_and_starts_stays_stopped(cluster: Cluster) -> None:
     """`stop` while the next attempt is waited for: there is none, and the run is cancelled everywhere."""
     cluster.write_script(FAILS_ALWAYS, **job(max=3, backoff_s=600))
-    run = cluster.start()
-    cluster.until_state(run, "restarting")
+    run = started_and_pausing(cluster)
     cluster.run("wait", run, "--timeout", "1", expect=124)
     cluster.run("stop", run, "--grace", "1")
     cluster.until_state(run, "cancelled")
     assert cluster.run("wait", run, expect=103).stdout.startswith(f"{run} was stopped")
-    assert not (cluster.run_dir("a", run) / "attempt-2").exists()
+    assert not (cluster.run_dir("a", run) / "attempt-3").exists()
     assert not cluster.processes(run)
 
 
@@ -92,9 +98,8 @@ def test_a_supervisor_is_replaced_by_resume_and_the_old_one_can_do_nothing(
     cluster: Cluster, dead: bool
 ) -> None:
     """Killed, or waiting for its back-off: `resume` takes over with a new epoch, and no other one is left."""
-    cluster.write_script(FAILS_ONCE, **job(max=2, backoff_s=600))
-    run = cluster.start()
-    cluster.until_state(run, "restarting")
+    cluster.write_script(FAILS_TWICE, **job(max=2, backoff_s=600))
+    run = started_and_pausing(cluster)
     old = supervisor_pid(run)
     if dead:
         os.kill(old, signal.SIGKILL)
@@ -104,6 +109,14 @@ def test_a_supervisor_is_replaced_by_resume_and_the_old_one_can_do_nothing(
     until(lambda: not Path(f"/proc/{old}/exe").exists(), what="the old one ends")
     said = "".join(log.read_text() for log in cluster.home.rglob(f"{run}.log"))
     assert ("another supervisor acts" in said) is not dead
+
+
+def started_and_pausing(cluster: Cluster) -> str:
+    """A run whose second attempt in a row has failed, and whose third waits for its back-off."""
+    run = cluster.start()
+    until(lambda: [one[1] for one in attempts(cluster, run)] == ["failed", "failed"], what="two failures")
+    cluster.until_state(run, "restarting")
+    return run
 
 
 def supervisor_pid(run: str) -> int:

@@ -110,6 +110,9 @@ def test_a_drill_says_what_held_and_one_thing_that_did_not_fails_it(
     assert not cluster.processes(run)
     first = cluster.json("status", run, "--all")["run"]["supervision"]["attempts"][0]
     assert reason in first["reason"]
+    if "kill" in fault[0]:  # the other rank says what it missed
+        log = (cluster.run_dir("a", run) / "attempt-1/rank-0.log").read_text()
+        assert "Traceback (most recent call last)" in log
 
 
 @pytest.mark.torch

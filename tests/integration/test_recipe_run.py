@@ -94,6 +94,32 @@ def test_the_start_imports_nothing_heavy(corpus: Path, tmp_path: Path) -> None:
     assert not {"torch._dynamo", "tensorboard", "torchvision", "fsspec", "tokenizers"} & imported
 
 
+LOSES_ITS_PEER = """
+import sys
+import torch.distributed as dist
+from llmctl.worker.process import leave_with_traceback
+
+sys.excepthook = leave_with_traceback
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+raise RuntimeError("connection closed by peer")
+"""
+
+
+def test_a_traceback_is_told_also_where_torch_has_a_hook_of_its_own() -> None:
+    """init_process_group wraps sys.excepthook and keeps what it prints until it returns: ours never does."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES_ITS_PEER],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.rstrip().endswith("RuntimeError: connection closed by peer")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

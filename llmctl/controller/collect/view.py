@@ -37,10 +37,12 @@ class Answer:
 
     @property
     def clock_offset(self) -> float:
-        """The host's clock minus ours, in seconds; half a round trip uncertain."""
+        """The host's clock minus ours, in seconds; half a round trip uncertain. 0 where it may well be 0:
+        clocks are mostly kept together better than a busy host's answer can tell."""
         if self.status is None:
             return 0.0
-        return self.status.now - (self.asked_at + self.answered_at) / 2
+        offset = self.status.now - (self.asked_at + self.answered_at) / 2
+        return 0.0 if abs(offset) <= (self.answered_at - self.asked_at) / 2 else offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,11 @@ class RestartsSection(Strict):
         default_factory=list,
         description="exit codes, and texts in a rank's last lines, that end the run; 93 always does",
     )
-    backoff_s: float = Field(5.0, ge=0, description="seconds before the second attempt; doubled each time")
+    backoff_s: float = Field(
+        5.0,
+        ge=0,
+        description="seconds of pause after the second failure in a row with no new checkpoint; then doubled",
+    )
     min_nodes: int | None = Field(
         None, ge=1, description="go on with so many hosts when others are lost; else only with all of them"
     )

@@ -186,7 +186,8 @@ def _form(
 
 
 def backoff_s(policy: Policy, ended: Sequence[AttemptEnd]) -> float:
-    """Doubled with each failure in a row that made no progress; a lost host is no reason to wait."""
+    """Pause before the next attempt, seconds: none after the first failure, nor after a lost host; then
+    doubled with each failure in a row that reached no new checkpoint."""
     if ended[-1].by is not EndedBy.FAILURE:
         return 0.0
     row = 1
@@ -194,7 +195,9 @@ def backoff_s(policy: Policy, ended: Sequence[AttemptEnd]) -> float:
         if earlier.by is not EndedBy.FAILURE or earlier.checkpoint != later.checkpoint:
             break
         row += 1
-    return float(min(LONGEST_BACKOFF_S, policy.backoff_s * 2 ** (row - 1)))
+    if row == 1:
+        return 0.0
+    return float(min(LONGEST_BACKOFF_S, policy.backoff_s * 2 ** (row - 2)))
 
 
 def _final(policy: Policy, ended: Sequence[AttemptEnd]) -> str:

@@ -21,6 +21,8 @@ from llmctl.wire.records import NodeStatus
 from llmctl.wire.supervision import EVERY_S, Supervision
 
 _DEADLINE_S = 8.0
+_CLOCKS = 8
+"""Answers that tell how a host's clock stands to ours: the quickest does. Few, as clocks drift and jump."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Sighting:
 
     Attributes:
         ok_at: when it last answered (at the start: when watching began); asked_at: when that was asked.
+        clocks: our monotonic clock less the host's, at each of its last answers; each too large by the time
+            that the answer took.
         error: why it did not answer the last time; None: it did.
         missing: it answered that it knows no such run.
         ranks_until: its ranks have certainly ended after that, if nothing renews them; None: no lease.
@@ -38,6 +42,7 @@ class Sighting:
     host: str
     ok_at: float
     asked_at: float = 0.0
+    clocks: tuple[float, ...] = ()
     answered: bool = False
     error: LlmctlError | None = None
     reply: ContactReply | None = None
@@ -170,7 +175,10 @@ class Contacts:
         seen = replace(line.seen, ok_at=now, asked_at=asked, answered=True, error=None)
         if reply is not None:
             line.clock = HostClock(came=now, mono=reply.mono, boot_id=reply.boot_id)
-            line.seen = replace(seen, reply=reply, missing=False)
+            clocks = seen.clocks
+            if reply.status is not None:
+                clocks = (*clocks, now - reply.status.now)[-_CLOCKS:]
+            line.seen = replace(seen, reply=reply, missing=False, clocks=clocks)
         elif isinstance(error, NotFoundError):
             line.seen = replace(seen, missing=True)
         elif isinstance(error, ReplacedError):

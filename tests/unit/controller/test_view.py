@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from llmctl.controller.collect.view import Answer, RunView, merge
@@ -33,6 +34,14 @@ def failed(name: str, rank: int, at: float, *, skew: float = 0.0) -> Answer:
     ended = RankExit(rank=rank, local_rank=0, pid=1, code=1, started_at=0.0, ended_at=at + skew)
     verdict = NodeExit(state=NodeState.FAILED, code=1, reason=f"rank {rank}: exit 1", ended_at=at + skew)
     return node(name, NodeState.FAILED, skew=skew, exit=verdict, failure=ended)
+
+
+def test_answers_under_way_do_not_reorder_failures_of_hosts_with_one_clock() -> None:
+    """b failed 50 ms before a; a's answer came at once, b's was under way for 0.8 s."""
+    a, b = failed("a", 0, NOW - 1.0), failed("b", 1, NOW - 1.05)
+    assert b.status is not None
+    slow = replace(b, asked_at=NOW - 0.8, status=replace(b.status, now=NOW - 0.8))
+    assert merge("demo-7f3a", {"a": a, "b": slow}, NOW).failures[0].host == "b"
 
 
 def stopped(name: str, at: float) -> Answer:

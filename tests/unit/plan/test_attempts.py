@@ -55,15 +55,18 @@ def test_the_recipe_is_tried_again_by_default_and_a_script_is_not() -> None:
 
 
 def test_a_failure_is_followed_by_the_same_hosts_after_the_back_off() -> None:
-    """All hosts, in rank order, what is left of the back-off."""
-    assert decide(policy(), [failed()], all_free(), 0.5) == Start(hosts=tuple("abcd"), after_s=1.5)
-    assert decide(policy(), [failed()], all_free(), 9.0) == Start(hosts=tuple("abcd"), after_s=0.0)
+    """All hosts, in rank order: at once the first time, then after what is left of the back-off."""
+    assert decide(policy(), [failed()], all_free(), 0.0) == Start(hosts=tuple("abcd"), after_s=0.0)
+    twice = [failed(1), failed(2)]
+    assert decide(policy(), twice, all_free(), 0.5) == Start(hosts=tuple("abcd"), after_s=1.5)
+    assert decide(policy(), twice, all_free(), 9.0) == Start(hosts=tuple("abcd"), after_s=0.0)
 
 
 def test_back_off_doubles_only_where_nothing_was_reached() -> None:
     """A checkpoint in between starts it anew; a lost host needs none."""
-    assert backoff_s(policy(), [failed(1), failed(2), failed(3)]) == 8.0
-    assert backoff_s(policy(), [failed(1), failed(2, checkpoint=10)]) == 2.0
+    assert backoff_s(policy(), [failed(1), failed(2), failed(3)]) == 4.0
+    assert backoff_s(policy(), [failed(1), failed(2, checkpoint=10)]) == 0.0
+    assert backoff_s(policy(), [failed(1), failed(2, checkpoint=10), failed(3, checkpoint=10)]) == 2.0
     assert backoff_s(policy(), [failed(1), lost(2)]) == 0.0
 
 
