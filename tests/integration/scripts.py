@@ -4,7 +4,7 @@ from __future__ import annotations
 
 DDP = '''
 """An ordinary torchrun script: env:// rendezvous, DDP, rank-0 printing."""
-import argparse, os, sys
+import argparse, os, sys, traceback
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -29,10 +29,16 @@ def main():
         print("saved in", os.getcwd(), "local", os.environ["LOCAL_RANK"], flush=True)
 
 dist.init_process_group("gloo")
-main()
-dist.destroy_process_group()
+code = 0
+try:
+    main()
+    dist.destroy_process_group()
+except Exception:
+    traceback.print_exc()
+    code = 1
 sys.stdout.flush()
-os._exit(0)  # torch 2.13 with gloo now and then aborts in the interpreter's own exit, by hand as well
+sys.stderr.flush()
+os._exit(code)  # torch 2.13 with gloo now and then aborts in the interpreter's own exit, by hand as well
 '''
 
 SLEEPER = '''
