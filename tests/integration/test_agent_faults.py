@@ -90,8 +90,8 @@ def test_kill_9_of_the_agent_reaches_what_detached(host: AgentHost) -> None:
     up(host, ranks=1)
     helper = int((Path(host.run(RUN).code) / "daemon.pid").read_text())
     os.kill(reply.agent_pid, signal.SIGKILL)
-    host.ended(RUN)
-    until(lambda: not Path(f"/proc/{helper}").exists(), what="the helper gone")
+    assert host.ended(RUN).state is NodeState.FAILED
+    assert until(lambda: not Path(f"/proc/{helper}").exists(), what="the helper gone")
 
 
 def test_kill_9_of_a_rank_is_named(host: AgentHost) -> None:

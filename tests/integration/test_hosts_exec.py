@@ -85,8 +85,7 @@ def test_a_killed_controller_leaves_nothing_running(cluster: Cluster, lab: Lab) 
     until(lambda: running(lab, "node1", "sleep 5151"), what="the command")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
-    for node in lab.names:
-        until(lambda n=node: not running(lab, n, "sleep 515"), what=f"its end on {node}")  # type: ignore[misc]
+    assert until(lambda: not any(running(lab, node, "sleep 515") for node in lab.names), what="its end")
 
 
 def test_ctrl_c_comes_back_at_once_and_ends_it_on_the_hosts(cluster: Cluster, lab: Lab) -> None:

@@ -22,7 +22,7 @@ from llmctl.wire.supervision import EVERY_S, Supervision
 
 _DEADLINE_S = 8.0
 _CLOCKS = 8
-"""Answers that tell how a host's clock stands to ours: the quickest does. Few, as clocks drift and jump."""
+"""Answers that tell how a host's monotonic clock stands to ours: the quickest does. Few, as clocks drift."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,8 @@ class Sighting:
 
     Attributes:
         ok_at: when it last answered (at the start: when watching began); asked_at: when that was asked.
-        clocks: our monotonic clock less the host's, at each of its last answers; each too large by the time
-            that the answer took.
+        clocks: our monotonic clock less the host's, at each of its last answers since it was booted; each
+            too large by the time that the answer took.
         error: why it did not answer the last time; None: it did.
         missing: it answered that it knows no such run.
         ranks_until: its ranks have certainly ended after that, if nothing renews them; None: no lease.
@@ -57,6 +57,13 @@ class Sighting:
     @property
     def reachable(self) -> bool:
         return self.answered and self.error is None
+
+    def here(self, at: float) -> float:
+        """A time of the host's own Unix clock, such as it names in its last answer, on our monotonic clock:
+        counted back from when that answer was made, so that a clock which jumped before does not matter."""
+        if self.reply is None:
+            return self.ok_at
+        return self.reply.mono + min(self.clocks) - (self.reply.now - at)
 
     def silent_for(self, now: float) -> float:
         """Seconds without an answer; 0 where the last question was answered."""
@@ -174,10 +181,9 @@ class Contacts:
         now = time.monotonic()
         seen = replace(line.seen, ok_at=now, asked_at=asked, answered=True, error=None)
         if reply is not None:
+            same = line.clock is not None and line.clock.boot_id == reply.boot_id
+            clocks = (*(seen.clocks if same else ()), now - reply.mono)[-_CLOCKS:]
             line.clock = HostClock(came=now, mono=reply.mono, boot_id=reply.boot_id)
-            clocks = seen.clocks
-            if reply.status is not None:
-                clocks = (*clocks, now - reply.status.now)[-_CLOCKS:]
             line.seen = replace(seen, reply=reply, missing=False, clocks=clocks)
         elif isinstance(error, NotFoundError):
             line.seen = replace(seen, missing=True)

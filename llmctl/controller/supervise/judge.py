@@ -131,9 +131,9 @@ def silence_s(seen: Mapping[str, Sighting], now: float) -> float:
 
 
 def failed_at(status: NodeStatus, seen: Sighting) -> float:
-    """When a node failed, on our monotonic clock: hosts' clocks differ, their seconds do not."""
+    """When a node failed, on our monotonic clock."""
     at = status.failure.ended_at if status.failure else (status.exit.ended_at if status.exit else status.now)
-    return at + min(seen.clocks, default=seen.ok_at - status.now)
+    return seen.here(at)
 
 
 def reason_of(name: str, status: NodeStatus) -> str:
